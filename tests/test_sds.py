@@ -1,0 +1,59 @@
+"Dull checks of score distillation: shapes, seeds, edges, bad numbers"
+import pytest
+import torch
+from dreamfusion_nb.prior import GaussianMixturePrior
+from dreamfusion_nb.sds import annealed_range, apply_grad, sample_steps, sds_grad
+from dreamfusion_nb.utils import seeded
+
+@pytest.fixture
+def toy(): return GaussianMixturePrior(torch.tensor([[-1., 0.], [1., 0.]]), .3, names=['left', 'right'])
+
+def draw(toy, z, guidance=2., weight=None, prompt='left'):
+    n = len(z)
+    return sds_grad(toy, z, toy.encode([prompt]*n), toy.encode(['']), torch.linspace(50, 950, n).long(),
+                    torch.randn(z.shape, generator=seeded(0)), guidance, weight)
+
+def test_shape_and_no_graph(toy):
+    z = torch.randn(6, 2, requires_grad=True)
+    grad = draw(toy, z)
+    assert grad.shape == z.shape and not grad.requires_grad
+
+def test_a_batch_is_its_items(toy):
+    z, noise, step = torch.randn(4, 2), torch.randn(4, 2), torch.tensor([50, 300, 600, 950])
+    cond, uncond = toy.encode(['left', 'right', '', 'left']), toy.encode([''])
+    whole = sds_grad(toy, z, cond, uncond, step, noise, 3.)
+    for i in range(4):
+        assert torch.allclose(whole[i:i+1], sds_grad(toy, z[i:i+1], cond[i:i+1], uncond, step[i:i+1], noise[i:i+1], 3.), atol=1e-5)
+
+def test_weight_is_a_factor(toy):
+    z = torch.randn(6, 2)
+    plain = draw(toy, z, weight=lambda a, s: torch.ones_like(a))
+    sigma_t = toy.sigma_t[torch.linspace(50, 950, 6).long()][:, None]
+    assert torch.allclose(draw(toy, z), sigma_t**2*plain, atol=1e-5)
+
+def test_works_on_pictures():
+    prior = GaussianMixturePrior(torch.randn(2, 3, 8, 8), .3)
+    z = prior.to_latent(torch.rand(2, 3, 8, 8))
+    assert sds_grad(prior, z, prior.encode(['0', '1']), prior.encode(['']), torch.tensor([100, 900]), torch.randn(z.shape), 1.).shape == z.shape
+
+@pytest.mark.parametrize('bad', [float('nan'), float('inf')])
+def test_not_finite_stops(toy, bad):
+    z = torch.randn(6, 2); z[3, 1] = bad
+    with pytest.raises(FloatingPointError, match='not finite'): draw(toy, z)
+
+def test_apply_grad_gives_the_gradient():
+    theta, grad = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
+    apply_grad(torch.sin(theta), grad).backward()
+    assert torch.allclose(theta.grad, grad*torch.cos(theta.detach()), atol=1e-6)
+
+def test_sample_steps():
+    steps = sample_steps(5000, generator=seeded(0))
+    assert steps.dtype == torch.int64 and steps.min() >= 20 and steps.max() <= 980
+    assert torch.equal(steps, sample_steps(5000, generator=seeded(0)))
+    assert sample_steps(5000, 0., 1.).max() <= 999 and set(sample_steps(9, .5, .5).tolist()) == {500}
+
+def test_annealed_range():
+    assert annealed_range(0.) == (.02, .98) and annealed_range(1.) == (.02, .5)
+    assert annealed_range(-1) == annealed_range(0) and annealed_range(2) == annealed_range(1)
+    low, high = annealed_range(.5, high=(.9, .1), low=(.3, .1))
+    assert abs(low - .2) < 1e-9 and abs(high - .5) < 1e-9
