@@ -168,7 +168,7 @@ def extract_mesh(
     if threshold is None: threshold = surface_threshold(grid, spacing)
     if threshold <= 0: raise UserError(f'The threshold must be a density above 0, not {threshold}.')
     if not grid.max() > threshold:
-        raise UserError(f'There is no surface: the largest density found is {grid.max():.3g}, and the threshold is {threshold:.3g}.')
+        raise UserError(f'There is no surface: the largest density found is {grid.max():.3g}, and the threshold is {threshold:.4g}.')
     grid = F.pad(grid, (1,)*6)                               # a layer of emptiness closes what touches the walls
     steps, faces = marching_cubes(grid.numpy(), threshold)
     low, high = (torch.from_numpy(end).long() for end in (np.floor(steps), np.ceil(steps)))

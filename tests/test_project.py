@@ -28,6 +28,12 @@ def copy_project(to, *leave_out):
                                     '.pytest_cache', '_proc', '_docs', 'shared', *leave_out)
     return Path(shutil.copytree(ROOT, to, symlinks=True, ignore=ignore))
 
+def stand_in(path, text):
+    "A shell script in the place of a real command"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f'#!/bin/sh\n{text}\n')
+    path.chmod(0o755)
+
 # ---- 1. every notebook runs, from top to bottom, each in a process of its own
 
 RUN_NOTEBOOK = '''
@@ -168,13 +174,29 @@ def test_notebook_is_fit_to_read(notebook):
     assert outputs, 'the saved outputs are the website: save them'
     assert not [o for o in outputs if o['output_type'] == 'error']
     assert not [o for o in outputs if o.get('name') == 'stderr'], 'a warning or an error message was saved'
+    hidden = [c['id'] for c in nb['cells'] if '#| hide\n' in ''.join(c['source'][:3]) and any('image/png' in o.get('data', {}) for o in c.get('outputs', []))]
+    assert not hidden, 'the site hides what a `#| hide` cell shows: to hide only its source, say `#| echo: false`'
+
+def test_links_between_notebooks_lead_somewhere():
+    text = {n.name: ''.join(''.join(c['source']) for c in json.loads(n.read_text())['cells'] if c['cell_type'] == 'markdown') for n in NOTEBOOKS}
+    links = {(name, link) for name, t in text.items() for link in re.findall(r'\]\(([^)#:]+)(?:#[^)]*)?\)', t)}
+    assert not sorted((name, link) for name, link in links if not (ROOT/'nbs'/link).exists())
+
+@pytest.mark.slow
+def test_site_can_be_built(tmp_path):
+    "Everything that happens to the notebooks before Quarto draws the pages: they are processed, and the signatures are looked up"
+    project = copy_project(tmp_path/'project', 'weights')
+    stand_in(tmp_path/'bin/quarto', 'exit 0')
+    printed = run(Path(sys.executable).with_name('nbdev-proc-nbs'), '--n-workers', '1', cwd=project, PATH=f'{tmp_path/"bin"}:{os.environ["PATH"]}')
+    assert {p.name for p in (project/'_proc').glob('*.ipynb')} == {n.name for n in NOTEBOOKS}
+    assert 'imports and other code' not in printed, printed
 
 def project_files():
     "Everything that is or could be committed"
     if (ROOT/'.git').exists():
         listed = run('git', '-c', f'safe.directory={ROOT}', 'ls-files', '--cached', '--others', '--exclude-standard').splitlines()
         return [ROOT/f for f in listed if (ROOT/f).is_file() and not f.startswith('shared/')]
-    return [*ROOT.glob('*.*'), *ROOT.glob('nbs/*.*'), *ROOT.glob('tests/*.py'), *PACKAGE.glob('**/*.*')]
+    return [f for f in (*ROOT.glob('*.*'), *ROOT.glob('nbs/*.*'), *ROOT.glob('tests/*.py'), *PACKAGE.glob('**/*.*')) if f.is_file() and f.suffix != '.pyc']
 
 def readable(path):
     "The text of a file; of a notebook without its pictures"
@@ -236,11 +258,6 @@ def test_wheel_dreams_elsewhere(wheel, tmp_path):
     assert record['prompt'] == 'a red ball' and record['version'] == SETTINGS['version']
 
 # ---- 8. make
-
-def stand_in(path, text):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f'#!/bin/sh\n{text}\n')
-    path.chmod(0o755)
 
 @pytest.fixture
 def workshop(tmp_path):

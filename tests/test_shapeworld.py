@@ -144,7 +144,7 @@ def test_sample_pictures():
     for text in captions:
         words, view = text.split(', ')
         assert words.split()[1] in COLOURS and words.split()[2] in OBJECTS and view.split()[0] in VIEWS
-    assert sample_pictures(0, seed=0)[0].shape == (0, 3, 64, 64)
+    with pytest.raises(UserError, match='n >= 1'): sample_pictures(0, seed=0)
 
 def test_random_prompts():
     assert len(set(random_prompts(40, seed=0))) == 40 and random_prompts(5, 1) == random_prompts(5, 1) != random_prompts(5, 2)
