@@ -50,9 +50,10 @@ def softplus_density(
     height=10.,   # of the blob, in logits
     width=.32,    # of the blob, scene units
     empty=-5.,    # added to the logit, so that space far from the blob starts empty: softplus(-5) is .007
+    scale=1.,     # density per unit of logit; more makes surfaces hard with small logits
 )->Tensor:        # density per unit length, (...,)
     "A density whose blob is added before the activation: the logit can take it away"
-    return F.softplus(logit + blob(x, height, width) + empty)*inside(x)
+    return scale*F.softplus(logit + blob(x, height, width) + empty)*inside(x)
 
 # %% ../nbs/02_field.ipynb #02c020
 def dense(

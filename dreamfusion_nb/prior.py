@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PARTS', 'cosine_schedule', 'at', 'add_noise', 'mixture_log_prob', 'mixture_score', 'GaussianMixturePrior', 'guided',
            'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'PixelPrior', 'prior_folder', 'load_part',
-           'load_prior', 'words', 'check_prompt', 'sample']
+           'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
 
-# %% ../nbs/06_prior.ipynb #dc6fcc42
+# %% ../nbs/06_prior.ipynb #18b921c0
+from contextlib import contextmanager
 import difflib
 import math
 from pathlib import Path
@@ -262,6 +263,17 @@ def load_part(
     if info['missing_keys']: raise UserError(f"The prior's {folder.name} is incomplete: {folder} lacks {len(info['missing_keys'])} of its weights.")
     return part
 
+# %% ../nbs/06_prior.ipynb #f9b81c54
+@contextmanager
+def quiet_loading():
+    "Without the progress bar of transformers, which would flash by for a file that loads in a blink"
+    from transformers.utils import logging
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try: yield
+    finally:
+        if shown: logging.enable_progress_bar()
+
 # %% ../nbs/06_prior.ipynb #1c96214c
 def load_prior(
     name='embedded', # 'embedded', or a folder with unet/, text_encoder/, tokenizer/ and scheduler/
@@ -271,8 +283,9 @@ def load_prior(
     folder = prior_folder(name)
     from diffusers import DDPMScheduler, UNet2DConditionModel
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
-    unet = load_part(UNet2DConditionModel, folder/'unet', use_safetensors=True, output_loading_info=True)
-    text_encoder = load_part(CLIPTextModel, folder/'text_encoder', use_safetensors=True, output_loading_info=True)
+    with quiet_loading():
+        unet = load_part(UNet2DConditionModel, folder/'unet', use_safetensors=True, output_loading_info=True)
+        text_encoder = load_part(CLIPTextModel, folder/'text_encoder', use_safetensors=True, output_loading_info=True)
     for model in unet, text_encoder: model.float().to(device).eval().requires_grad_(False)
     return PixelPrior(unet, text_encoder, load_part(PreTrainedTokenizerFast, folder/'tokenizer'), load_part(DDPMScheduler, folder/'scheduler'))
 
@@ -294,7 +307,7 @@ def check_prompt(
 )->str:         # the prompt without surplus blanks
     "Refuse an empty prompt, a word that the prior has never seen, and a prompt that is too long for it"
     prompt = ' '.join(prompt.split())
-    if not prompt: raise UserError('The prompt is empty: say what to make, such as "a red mug".')
+    if not re.search(r"\w", prompt): raise UserError('The prompt is empty: say what to make, such as "a red mug".')
     known = words(prior)
     if not known: return prompt
     typed = re.findall(r"\w+|,", prompt.lower())

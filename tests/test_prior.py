@@ -106,11 +106,12 @@ def test_words_and_check_prompt(prior):
     assert words(GaussianMixturePrior(torch.zeros(1, 2), 1.)) == []
     assert check_prompt(prior, '  A  Red mug, front view ') == 'A Red mug, front view'
     assert check_prompt(GaussianMixturePrior(torch.zeros(1, 2), 1.), 'anything goes') == 'anything goes'
-    for prompt, message in (('', 'empty'), (' \n', 'empty'), ('a red mgu', "'mgu'.*mug.*dreamfusion words"), ('a red dragon', 'dragon'), ('a '*12, '12 words')):
+    for prompt, message in (('', 'empty'), (' \n', 'empty'), ('...', 'empty'), ('a red mgu', "'mgu'.*mug.*dreamfusion words"), ('a red dragon', 'dragon'), ('a '*12, '12 words')):
         with pytest.raises(UserError, match=message): check_prompt(prior, prompt)
 
-def test_load_prior(saved):
+def test_load_prior(saved, capfd):
     prior = load_prior(saved)
+    assert 'Loading' not in capfd.readouterr().err
     assert prior.unet.dtype == prior.text_encoder.dtype == torch.float32
     assert not any(p.requires_grad for p in prior.unet.parameters()) and not prior.unet.training
     assert torch.allclose(prior.encode(['a red mug']), PixelPrior(*parts()).encode(['a red mug']), atol=1e-2)   # saved in half precision

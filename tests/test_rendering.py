@@ -62,6 +62,7 @@ def test_samples_lie_in_their_intervals():
         t, delta = sample_along_rays(rays, 7, generator=g)
         assert t.shape == delta.shape == (2, 6, 6, 7) and (delta >= 0).all()
         start = sample_along_rays(rays, 7)[0] - delta/2
+        assert ((rays.ray_o[..., None, :] + t[..., None]*rays.ray_d[..., None, :]).norm(dim=-1) < 1 + 1e-4)[delta > 0].all()
         assert (t >= start - 1e-5).all() and (t <= start + delta + 1e-5).all()
 
 
@@ -166,6 +167,9 @@ def test_occupancy_grid_covers_neighbours_edges_and_other_radii():
     x = torch.linspace(-1.99, 1.99, 50)
     points = torch.stack([x, 0*x, 0*x], -1)
     assert torch.equal(grid(points), x > 1.) and grid(torch.tensor([5., 0., 0.])) and not grid(torch.tensor([-5., 0., 0.]))
+    grid.cells[:] = False
+    grid.cells[..., -1] = True
+    assert grid(torch.tensor([1.99, 0., 0.])) and grid(torch.tensor([1.51, 0., 0.])) and not grid(torch.tensor([1.49, 0., 0.]))
 
 
 def test_occupancy_grid_with_a_generator_is_repeatable_and_stays_in_its_cells():
