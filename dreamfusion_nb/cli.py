@@ -13,9 +13,9 @@ from pathlib import Path
 import torch
 from . import __version__
 from .cameras import orbit
-from .generate import FIELDS, QUALITIES, Dream, Scene, Settings, lamp_by, look, turntable, views_sheet
+from .generate import FIELDS, QUALITIES, Dream, Settings, lamp_by, look, turntable, views_sheet
 from .mesh import export_mesh, extract_mesh
-from .prior import check_prompt, load_prior, words
+from .prior import load_prior, words
 from .utils import UserError, write_atomic
 from .viz import save_gif, save_png, sheet, to_uint8
 
@@ -221,6 +221,7 @@ def generate_run(
     if resume and folder.checkpoint.exists(): dream.restore(folder.checkpoint)
     if not resume:
         folder.open({**record, 'state': 'running'})
+    ready = time.time()
     try:
         optimising = optimise(dream, folder, progress=progress)
         scores = write_results(dream.scene, folder.partial)
@@ -275,6 +276,6 @@ def main(
         return 0
     except KeyboardInterrupt: return 130
     except (UserError, FloatingPointError) as e: message = str(e)
-    except OSError as e: message = f'no space left on the disk' if e.errno == errno.ENOSPC else f'cannot write or read {e.filename}: {e.strerror}'
+    except OSError as e: message = 'no space left on the disk' if e.errno == errno.ENOSPC else f'cannot write or read {e.filename}: {e.strerror}'
     print(f'dreamfusion: {message}', file=sys.stderr)
     return 1

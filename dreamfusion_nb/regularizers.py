@@ -7,7 +7,6 @@ __all__ = ['orientation_loss', 'opacity_loss', 'entropy_loss', 'anneal', 'distor
 
 # %% ../nbs/08_regularizers.ipynb #72287beb
 import math
-import torch
 from torch import Tensor
 
 # %% ../nbs/08_regularizers.ipynb #0aff1d26

@@ -1,4 +1,4 @@
-import copy, io, math
+import copy, math
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F

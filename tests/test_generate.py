@@ -1,5 +1,5 @@
 "The loop: settings, exact restarts, files, and every field and quality for a few steps"
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 import json
 import pytest, torch
 from dreamfusion_nb import generate as G
@@ -30,7 +30,7 @@ def test_same_seed_same_object_other_seed_another(prior):
         return torch.cat([p.detach().flatten() for p in dream.field.parameters()])
     assert torch.equal(made(1), made(1)) and not torch.equal(made(1), made(2))
 
-@pytest.mark.parametrize('changes', [{}, dict(field='mlp', background='mlp', variance=(2e-3, 1e-5)), dict(occupancy_from=.2)], ids=['grid', 'mlp', 'skipping'])
+@pytest.mark.parametrize('changes', [{}, dict(field='mlp', background='mlp', blur=(5e-2, 2e-3)), dict(occupancy_from=.2)], ids=['grid', 'mlp', 'skipping'])
 def test_resume_is_exact_for_every_field(prior, tmp_path, changes):
     settings = G.Settings(steps=36 if 'occupancy_from' in changes else 6, **SHORT | changes)
     def new(): return G.Dream('a green cone', prior, settings, seed=2)
