@@ -81,7 +81,7 @@ def world_layers(
                 yield layer_batch(name, batch, seed=1000*k + j)
                 bar.update(batch)
         parts = [[torch.cat(p) for p in zip(*traced(k, name))] for k, name in enumerate(OBJECTS)]
-    layers, views = (torch.stack(p) for p in zip(*parts))
+    layers, views = (torch.stack(p).contiguous() for p in zip(*parts))
     if file: write_atomic(file, lambda p: safetensors.torch.save_file({'layers': layers, 'views': views}, p))
     return layers, views
 
@@ -320,4 +320,4 @@ def main(argv=None):
     except KeyboardInterrupt: raise SystemExit(130)
     except (UserError, OSError, FloatingPointError) as e: raise SystemExit(f'train_prior: {e}')
 
-if __name__ == '__main__': main()
+if __name__ == '__main__' and '__file__' in globals(): main() # not in a notebook
