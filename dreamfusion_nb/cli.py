@@ -7,7 +7,7 @@ __all__ = ['PREVIEW', 'COLUMNS', 'RunFolder', 'slug', 'choose_folder', 'pick_dev
            'optimise', 'save_mp4', 'write_results', 'generate_run', 'parser', 'main']
 
 # %% ../nbs/A5_cli.ipynb #5c096263
-import argparse, errno, json, os, platform, shutil, signal, subprocess, sys, tempfile, time
+import argparse, errno, json, os, platform, shutil, signal, subprocess, sys, tempfile, threading, time
 from dataclasses import asdict, replace
 from pathlib import Path
 import torch
@@ -121,12 +121,15 @@ def write_log(path, rows):
 class StopSign:
     "Ctrl-C asks; the run stops between two steps, where its state is whole. A second Ctrl-C does not wait"
     def __enter__(self):
-        self.asked, self.before = False, signal.signal(signal.SIGINT, self.ask)
+        self.asked = False
+        self.listens = threading.current_thread() is threading.main_thread()   # Python hands Ctrl-C to no other thread
+        if self.listens: self.before = signal.signal(signal.SIGINT, self.ask)
         return self
     def ask(self, *_):
         if self.asked: raise KeyboardInterrupt
         self.asked = True
-    def __exit__(self, *_): signal.signal(signal.SIGINT, self.before)
+    def __exit__(self, *_):
+        if self.listens: signal.signal(signal.SIGINT, self.before)
 
 # %% ../nbs/A5_cli.ipynb #bb2dc53e
 def optimise(
