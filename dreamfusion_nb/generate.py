@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 import safetensors.torch
 from . import __version__
-from .cameras import VIEWS, Cameras, Rays, camera_rays, orbit, sample_cameras, view_index
+from .cameras import POSES, VIEWS, Cameras, Rays, camera_rays, orbit, pose_index, sample_cameras, view_index
 from .encoding import annealed_variance
 from .field import BackgroundMLP, GridField, HashField, NerfMLP, softplus_density
 from .prior import check_prompt, load_prior
@@ -34,7 +34,7 @@ class Settings:
     "Everything that a run depends on besides prompt, prior and seed; the defaults are quality `draft`"
     steps:int = 500                       # optimisation steps
     views:int = 1                         # pictures per step
-    sizes:tuple = ((0., 32), (.4, 64))    # (share of the run from which it holds, rendered pixels per side)
+    sizes:tuple = ((0., 32), (.5, 64))    # (share of the run from which it holds, rendered pixels per side)
     samples:int = 48                      # per ray
     radius:float = 1.                     # of the sphere that holds the scene, scene units
     field:str = 'grid'                    # 'grid', 'mlp' (the paper's) or 'hash'
@@ -42,9 +42,11 @@ class Settings:
     lr:float = .05                        # Adam's step size at its peak
     lr_end:float = .1                     # share of it that is left at the end (cosine)
     warmup:float = .02                    # share of the run until the peak (linear)
-    guidance:float = 15.                  # w of the paper's form
-    t_high:tuple = (.98, .85)             # highest noise level at the start and the end, share of the schedule
-    t_low:tuple = (.75, .25)              # lowest noise level at the start and the end, share of the schedule
+    fine_views:bool = True                # seventeen view phrases in the prompts; False: the paper's four words
+    guidance:float = 20.                  # w of the paper's form
+    weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets all noise levels push equally hard
+    t_high:tuple = (.99, .9)              # highest noise level at the start and the end, share of the schedule
+    t_low:tuple = (.8, .3)                # lowest noise level at the start and the end, share of the schedule
     elevation:tuple = (-10., 80.)         # of the cameras, degrees
     distance:tuple = (2.3, 2.7)           # of the cameras, scene units
     focal:tuple = (1.25, 1.4)             # focal lengths, image widths
@@ -58,7 +60,7 @@ class Settings:
     lambda_opacity:tuple = (1e-3, 1e-3)   # weight at the start and the end: less matter
     lambda_entropy:tuple = (0., .15)      # weight at the start and the end: no fog
     lambda_orient:tuple = (0., 1e-2)      # weight at the start and the end: surfaces face the camera
-    lambda_smooth:float = 1.              # weight: neighbouring voxels alike (grid field only)
+    lambda_smooth:float = .3              # weight: neighbouring voxels alike (grid field only)
     occupancy_from:float = .3             # share of the run after which empty space is skipped; 1: never
     normal_eps:float = .03                # reach of the finite differences for normals, scene units
     blur:tuple = (0., 0.)                 # of the integrated encoding, at the start and after a third of the run: lambda of notebook 01, scene units
@@ -77,7 +79,7 @@ def grid_field(
 
 FIELDS = {'grid': grid_field, 'mlp': NerfMLP, 'hash': HashField}
 
-PAPER = Settings(steps=15000, views=4, sizes=((0., 64),), samples=128, radius=1.4, field='mlp', background='mlp', lr=1e-4, lr_end=.01, warmup=.2,
+PAPER = Settings(fine_views=False, weight_power=0., steps=15000, views=4, sizes=((0., 64),), samples=128, radius=1.4, field='mlp', background='mlp', lr=1e-4, lr_end=.01, warmup=.2,
                  guidance=100., t_high=(.98, .98), t_low=(.02, .02), elevation=(-10., 90.), distance=(1., 1.5), focal=(.7, 1.35), position_jitter=.1, target_jitter=.2,
                  light_distance=(.8, 1.5), ambient=(.1, .1), albedo_until=1/15, textureless=.5, lambda_opacity=(3e-3, 3e-3), lambda_entropy=(0., 0.),
                  lambda_orient=(1e-4, 1e-2), lambda_smooth=0., occupancy_from=1., normal_eps=.01, blur=(5e-2, 2e-3))
@@ -86,9 +88,10 @@ QUALITIES = {'draft': Settings(), 'standard': Settings(steps=1500, samples=64), 
 # %% ../nbs/09_generate.ipynb #50818486
 def view_prompts(
     prompt:str,
-)->list[str]: # one for each of `VIEWS`
+    views=VIEWS, # or POSES
+)->list[str]: # one for each of them
     "View-dependent prompts: the words that say from where we look (section 3.2)"
-    return [f'{prompt}, {view} view' for view in VIEWS]
+    return [f'{prompt}, {view} view' for view in views]
 
 # %% ../nbs/09_generate.ipynb #dcea2d82
 def random_background(
@@ -96,7 +99,7 @@ def random_background(
     generator=None, # torch.Generator
 )->Tensor:          # (n, 3) in [0, 1]
     "A grey for each picture, slightly tinted: nothing can hide in a background that changes"
-    return (.35 + .65*torch.rand(n, 1, generator=generator) + .05*torch.randn(n, 3, generator=generator)).clamp(0, 1)
+    return (.25 + .65*torch.rand(n, 1, generator=generator) + .05*torch.randn(n, 3, generator=generator)).clamp(0, 1)
 
 # %% ../nbs/09_generate.ipynb #f8d18d3c
 def save_tensors(
@@ -231,7 +234,7 @@ class Dream:
         self.modules = nn.ModuleDict({k: m for k, m in (('field', self.field), ('background', self.background)) if m})
         self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=settings.lr, betas=(.9, .99), eps=1e-15)
         self.occupancy = OccupancyGrid(32, settings.radius, device)
-        with torch.no_grad(): self.cond, self.uncond = prior.encode(view_prompts(self.prompt)), prior.encode([''])
+        with torch.no_grad(): self.cond, self.uncond = prior.encode(view_prompts(self.prompt, POSES if settings.fine_views else VIEWS)), prior.encode([''])
         self.step, self.seconds = 0, dict.fromkeys(('render', 'prior', 'update'), 0.)
 
     @property
@@ -281,13 +284,13 @@ class Dream:
         lr = s.lr*min(1, (self.done + 1/s.steps)/s.warmup)*(s.lr_end + (1 - s.lr_end)*(1 + math.cos(math.pi*self.done))/2)
         for group in self.optimiser.param_groups: group['lr'] = lr
         cameras = sample_cameras(s.views, s.elevation, s.distance, s.focal, s.position_jitter, s.target_jitter, generator=g)
-        cond = self.cond[view_index(cameras.azimuth, cameras.elevation)]
+        cond = self.cond[(pose_index if s.fine_views else view_index)(cameras.azimuth, cameras.elevation)]
         rays, r, mode = self.picture(cameras.to(self.device), size)
         z = self.prior.to_latent(F.interpolate(r.rgb.movedim(-1, 1), size=64, mode='bilinear', align_corners=False))
         clock.append(time.perf_counter())
         steps = sample_steps(s.views, *annealed_range(self.done, s.t_high, s.t_low), generator=g)
         noise = torch.randn(z.shape, generator=g).to(z)
-        grad = sds_grad(self.prior, z, cond, self.uncond, steps, noise, s.guidance)
+        grad = sds_grad(self.prior, z, cond, self.uncond, steps, noise, s.guidance, lambda alpha_t, sigma_t: sigma_t**2/alpha_t**s.weight_power)
         clock.append(time.perf_counter())
         loss = apply_grad(z, grad)/z.numel() + self.regularizer(rays, r)
         self.optimiser.zero_grad()

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'cosine_schedule', 'at', 'add_noise', 'mixture_log_prob', 'mixture_score', 'GaussianMixturePrior', 'guided',
-           'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'PixelPrior', 'prior_folder', 'load_part',
-           'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
+           'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'eps_from_x', 'PixelPrior', 'prior_folder',
+           'load_part', 'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
 
 # %% ../nbs/06_prior.ipynb #18b921c0
 from contextlib import contextmanager
@@ -186,50 +186,57 @@ def eps_from_v(
     "The noise that a v-prediction implies: eps = alpha_t v + sigma_t z_t"
     return alpha_t*v + sigma_t*z_t
 
+def eps_from_x(
+    x:Tensor,       # predicted clean picture, (n, ...)
+    z_t:Tensor,     # (n, ...)
+    alpha_t:Tensor, # broadcastable against z_t
+    sigma_t:Tensor, # broadcastable against z_t
+)->Tensor:          # (n, ...)
+    "The noise that a predicted clean picture implies: eps = (z_t - alpha_t x) / sigma_t"
+    return (z_t - alpha_t*x)/sigma_t
+
 # %% ../nbs/06_prior.ipynb #7c9b9b44
 class PixelPrior:
-    "A diffusers U-Net that works on pixels, behind the names that the rest of the package uses"
+    "A diffusers transformer that works on pixels, behind the names that the rest of the package uses"
     clip = 1. # clean latents lie in [-1, 1]
 
     def __init__(self,
-        unet,         # diffusers UNet2DConditionModel
+        transformer,  # diffusers SD3Transformer2DModel
         text_encoder, # transformers CLIPTextModel
         tokenizer,    # transformers PreTrainedTokenizerFast
         scheduler,    # diffusers DDPMScheduler: only its noise schedule and its kind of prediction are read
-        patch=None,   # side of the patches that are folded into channels, pixels; None reads it from the U-Net
     ):
-        self.unet, self.text_encoder, self.tokenizer, self.scheduler = unet, text_encoder, tokenizer, scheduler
-        self.patch = patch or math.isqrt(unet.config.in_channels//3)
-        kept = scheduler.alphas_cumprod.to(unet.device)
+        self.transformer, self.text_encoder, self.tokenizer, self.scheduler = transformer, text_encoder, tokenizer, scheduler
+        kept = scheduler.alphas_cumprod.to(transformer.device)
         self.alpha_t, self.sigma_t = kept.sqrt(), (1 - kept).sqrt()
-        self.prediction = scheduler.config.prediction_type
-        if self.prediction not in ('epsilon', 'v_prediction'):
-            raise UserError(f"A prior must predict 'epsilon' or 'v_prediction', and this one predicts {self.prediction!r}.")
+        kinds = {'epsilon': lambda out, *_: out, 'v_prediction': eps_from_v, 'sample': eps_from_x}
+        kind = scheduler.config.prediction_type
+        if kind not in kinds: raise UserError(f"A prior must predict {', '.join(kinds)}, and this one predicts {kind!r}.")
+        self.to_eps = kinds[kind]
 
     def encode(self, prompts:list[str])->Tensor: # (n, tokens, dim); '' is the empty prompt
         plain = [re.sub(r"[^\w\s,]", ' ', p) for p in prompts]   # the comma is the only mark that captions have
         ids = self.tokenizer(plain, padding='max_length', truncation=True, return_tensors='pt').input_ids
-        return self.text_encoder(ids.to(self.unet.device)).last_hidden_state
+        return self.text_encoder(ids.to(self.transformer.device)).last_hidden_state
 
-    def predict(self, z_t:Tensor, step:Tensor, cond:Tensor)->Tensor: # (n, channels, h, w)
-        "What the network itself says (noise or v), differentiable: training compares it with its target"
-        return self.unet(z_t, step.to(z_t.device), encoder_hidden_states=cond).sample
+    def summary(self, cond:Tensor)->Tensor: # (n, dim)
+        "What all layers hear of the prompt: the mean of its tokens, loud enough that a single word counts"
+        return 8*cond.mean(1)
+
+    def predict(self, z_t:Tensor, step:Tensor, cond:Tensor)->Tensor: # (n, 3, h, w)
+        "What the network itself says (noise, v or picture), differentiable: training compares it with its target"
+        return self.transformer(z_t, encoder_hidden_states=cond, pooled_projections=self.summary(cond), timestep=step.to(z_t.device)).sample
 
     @torch.no_grad()
-    def eps(self, z_t:Tensor, step:Tensor, cond:Tensor)->Tensor: # (n, channels, h, w)
+    def eps(self, z_t:Tensor, step:Tensor, cond:Tensor)->Tensor: # (n, 3, h, w)
         "The predicted noise"
-        out = self.predict(z_t, step, cond)
-        if self.prediction == 'epsilon': return out
-        return eps_from_v(out, z_t, at(self.alpha_t, step, z_t), at(self.sigma_t, step, z_t))
+        return self.to_eps(self.predict(z_t, step, cond), z_t, at(self.alpha_t, step, z_t), at(self.sigma_t, step, z_t))
 
-    def to_latent(self, image:Tensor)->Tensor: # (n, 3 patch^2, h/patch, w/patch), in [-1, 1]
-        return F.pixel_unshuffle(2*image - 1, self.patch)
-
-    def from_latent(self, z:Tensor)->Tensor: # (n, 3, h, w), in [0, 1] if z is clean
-        return (F.pixel_shuffle(z, self.patch) + 1)/2
+    def to_latent(self, image:Tensor)->Tensor: return 2*image - 1
+    def from_latent(self, z:Tensor)->Tensor: return (z + 1)/2
 
 # %% ../nbs/06_prior.ipynb #808f363e
-PARTS = 'unet', 'text_encoder', 'tokenizer', 'scheduler'
+PARTS = 'transformer', 'text_encoder', 'tokenizer', 'scheduler'
 
 def prior_folder(
     name, # 'embedded' or a folder
@@ -267,27 +274,30 @@ def load_part(
 @contextmanager
 def quiet_loading():
     "Without the progress bar of transformers, which would flash by for a file that loads in a blink"
+    from diffusers.utils import logging as diffusers_logging               # it recommends a package for models that don't fit into memory
     from transformers.utils import logging
-    shown = logging.is_progress_bar_enabled()
+    shown, level = logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
     logging.disable_progress_bar()
+    diffusers_logging.set_verbosity_error()
     try: yield
     finally:
         if shown: logging.enable_progress_bar()
+        diffusers_logging.set_verbosity(level)
 
 # %% ../nbs/06_prior.ipynb #1c96214c
 def load_prior(
-    name='embedded', # 'embedded', or a folder with unet/, text_encoder/, tokenizer/ and scheduler/
+    name='embedded', # 'embedded', or a folder with transformer/, text_encoder/, tokenizer/ and scheduler/
     device='cpu',    # a torch device
 )->PixelPrior:       # float32, without gradients
     "A prior from the disk, ready to use"
     folder = prior_folder(name)
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler, SD3Transformer2DModel
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
     with quiet_loading():
-        unet = load_part(UNet2DConditionModel, folder/'unet', use_safetensors=True, output_loading_info=True)
-        text_encoder = load_part(CLIPTextModel, folder/'text_encoder', use_safetensors=True, output_loading_info=True)
-    for model in unet, text_encoder: model.float().to(device).eval().requires_grad_(False)
-    return PixelPrior(unet, text_encoder, load_part(PreTrainedTokenizerFast, folder/'tokenizer'), load_part(DDPMScheduler, folder/'scheduler'))
+        models = [load_part(cls, folder/part, use_safetensors=True, output_loading_info=True)
+                  for part, cls in (('transformer', SD3Transformer2DModel), ('text_encoder', CLIPTextModel))]
+    for model in models: model.float().to(device).eval().requires_grad_(False)
+    return PixelPrior(*models, load_part(PreTrainedTokenizerFast, folder/'tokenizer'), load_part(DDPMScheduler, folder/'scheduler'))
 
 # %% ../nbs/06_prior.ipynb #9bcd6e4b
 def words(
@@ -303,7 +313,7 @@ def words(
 def check_prompt(
     prior,      # any prior
     prompt:str, # what the user typed
-    spare=3,    # tokens to leave free for the view words, such as ", front view"
+    spare=5,    # tokens to leave free for the view words, such as ", low front left view"
 )->str:         # the prompt without surplus blanks
     "Refuse an empty prompt, a word that the prior has never seen, and a prompt that is too long for it"
     prompt = ' '.join(prompt.split())

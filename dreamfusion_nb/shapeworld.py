@@ -15,7 +15,7 @@ from typing import Callable
 import torch
 from torch import Tensor
 import torch.nn.functional as F
-from .cameras import VIEWS, Cameras, Rays, camera_rays, sample_cameras, sphere_interval, view_index
+from .cameras import POSES, VIEWS, Cameras, Rays, camera_rays, pose_index, sample_cameras, sphere_interval
 from .shading import Light, lambert, sample_light
 from .utils import UserError, seeded
 
@@ -170,21 +170,21 @@ OBJECTS = {
     'ring': [(torus((0, 0, 0), .54, .22, axis=2), None)],
     'mug': [(cut(cylinder((-.12, 0, 0), .5, .55), cylinder((-.12, .25, 0), .39, .65)), None),
             (torus((.38, 0, 0), .29, .095, axis=2), None)],
-    'table': [(box((0, .36, 0), (.72, .11, .6)), None),
-              (mirrored(box((.54, -.2, .42), (.12, .5, .12)), (0, 2)), None)],
-    'chair': [(box((0, -.08, 0), (.46, .1, .46)), None),
-              (box((0, .42, -.38), (.46, .48, .1)), None),
-              (mirrored(box((.36, -.46, .36), (.11, .34, .11)), (0, 2)), None)],
-    'car': [(box((0, -.12, 0), (.4, .2, .84), .08), None),
-            (box((0, .16, -.1), (.34, .2, .44), .08), None),
-            (box((0, .17, -.1), (.355, .11, .34), .02), GLASS),
-            (box((0, .17, -.1), (.26, .11, .455), .02), GLASS),
-            (mirrored(cylinder((.38, -.3, .5), .2, .1, axis=0), (0, 2)), BLACK),
-            (mirrored(ball((.24, -.08, .82), .09)), LAMP)],
-    'house': [(box((0, -.26, 0), (.52, .4, .58), .02), None),
-              (gable((0, .12, 0), (.66, .68), .58), DARK),
-              (box((0, -.38, .58), (.14, .26, .04), .02), BROWN),
-              (mirrored(box((.52, -.2, 0), (.04, .15, .16), .02)), GLASS)],
+    'table': [(box((0, .33, 0), (.6, .1, .5)), None),
+              (mirrored(box((.46, -.15, .36), (.11, .42, .11)), (0, 2)), None)],
+    'chair': [(box((0, -.06, 0), (.4, .09, .4)), None),
+              (box((0, .34, -.32), (.4, .4, .09)), None),
+              (mirrored(box((.31, -.4, .31), (.1, .3, .1)), (0, 2)), None)],
+    'car': [(box((0, -.1, 0), (.4, .2, .76), .08), None),
+            (box((0, .18, -.1), (.34, .2, .42), .08), None),
+            (box((0, .19, -.1), (.355, .11, .32), .02), GLASS),
+            (box((0, .19, -.1), (.26, .11, .435), .02), GLASS),
+            (mirrored(cylinder((.38, -.28, .45), .2, .1, axis=0), (0, 2)), BLACK),
+            (mirrored(ball((.24, -.06, .74), .09)), LAMP)],
+    'house': [(box((0, -.24, 0), (.47, .36, .53), .02), None),
+              (gable((0, .1, 0), (.6, .62), .54), DARK),
+              (box((0, -.35, .53), (.13, .25, .04), .02), BROWN),
+              (mirrored(box((.47, -.18, 0), (.04, .14, .15), .02)), GLASS)],
     'duck': [(union(ellipsoid((0, -.25, -.08), (.46, .4, .6)), ball((0, .3, .26), .33), cone((0, -.2, -.52), .45, .25, .05)), None),
              (ellipsoid((0, .24, .62), (.19, .08, .2)), AMBER),
              (mirrored(ball((.2, .42, .48), .07)), BLACK)],
@@ -335,8 +335,8 @@ def sample_backgrounds(
     n:int,          # how many
     generator=None, # torch.Generator
 )->Tensor:          # sRGB in [0, 1], (n, 3)
-    "A level of grey for each picture, from dim to white, with a breath of colour"
-    grey = .35 + .65*torch.rand(n, 1, generator=generator)
+    "A level of grey for each picture, from dark to nearly white, with a breath of colour"
+    grey = .25 + .65*torch.rand(n, 1, generator=generator)
     return (grey + .05*torch.randn(n, 3, generator=generator)).clamp(0, 1)
 
 # %% ../nbs/A1_shapeworld.ipynb #dde304e7
@@ -345,20 +345,20 @@ def layer_batch(
     n:int,     # how many
     seed:int,  # same seed, same pictures
     size=64,   # height and width in pixels
-)->tuple[Tensor, Tensor]: # layers (n, 5, size, size) uint8, and the index into `VIEWS` of each (n,)
+)->tuple[Tensor, Tensor]: # layers (n, 5, size, size) uint8, and the index into `POSES` of each (n,)
     "Photographs of one object from random sides in random light, colour and background left open"
     generator = seeded(seed)
     cameras = sample_world_cameras(n, generator)
-    return render_layers(name, cameras, sample_world_light(cameras, generator), size), view_index(cameras.azimuth, cameras.elevation)
+    return render_layers(name, cameras, sample_world_light(cameras, generator), size), pose_index(cameras.azimuth, cameras.elevation)
 
 # %% ../nbs/A1_shapeworld.ipynb #15c3ae29
 def caption(
     name:str,   # one of `OBJECTS`
     colour:str, # one of `COLOURS`
-    view=None,  # one of `VIEWS`, or None to leave it unsaid
+    view=None,  # one of `VIEWS` or `POSES`, or None to leave it unsaid
 )->str:
     "Say what a picture shows"
-    for word, known in ((name, OBJECTS), (colour, COLOURS), (view, (None, *VIEWS))):
+    for word, known in ((name, OBJECTS), (colour, COLOURS), (view, (None, *VIEWS, *POSES))):
         if word not in known: raise UserError(f'This world does not know {word!r}; it knows {", ".join(k for k in known if k)}.')
     article = 'an' if colour[0] in 'aeiou' else 'a'
     return f'{article} {colour} {name}' + (f', {view} view' if view else '')
@@ -380,8 +380,8 @@ def sample_pictures(
         for i in (object_index == k).nonzero()[:, 0].split(32):              # bounds the memory
             if len(i): layers[i] = render_layers(name, pick(cameras, i), pick(light, i), size)
     colour = torch.tensor(list(COLOURS.values()))[colour_index]
-    names, colours, view = list(OBJECTS), list(COLOURS), view_index(cameras.azimuth, cameras.elevation)
-    captions = [caption(names[o], colours[c], VIEWS[v]) for o, c, v in zip(object_index, colour_index, view)]
+    names, colours, view = list(OBJECTS), list(COLOURS), pose_index(cameras.azimuth, cameras.elevation)
+    captions = [caption(names[o], colours[c], POSES[v]) for o, c, v in zip(object_index, colour_index, view)]
     return compose(layers, colour, background).clamp(0, 1), captions
 
 # %% ../nbs/A1_shapeworld.ipynb #cb470de7

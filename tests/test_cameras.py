@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from dreamfusion_nb.cameras import (VIEWS, Cameras, Rays, angles, camera_rays, direction, look_at, orbit, sample_cameras,
-                                    sphere_interval, view_index)
+from dreamfusion_nb.cameras import (POSES, VIEWS, Cameras, Rays, angles, camera_rays, direction, look_at, orbit, pose_index,
+                                    sample_cameras, sphere_interval, view_index)
 from dreamfusion_nb.utils import UserError
 
 
@@ -106,6 +106,14 @@ def test_view_index_at_its_borders():
     elevation = torch.tensor([0., 0., 0., 0., 0., 0., 0., 0., 60., 60.1])
     expected = ['front', 'side', 'side', 'back', 'side', 'back', 'back', 'front', 'front', 'overhead']
     assert [VIEWS[i] for i in view_index(azimuth, elevation)] == expected
+
+
+def test_pose_index_at_its_borders():
+    azimuth = torch.tensor([0., 22., 23., 90., -90., 180., -180., 337., 338., 0., 45., 45.])
+    elevation = torch.tensor([-10., 20., 20., 0., 0., 0., 0., 0., 0., 21., 60., 61.])
+    expected = ['low front', 'low front', 'low front left', 'low left side', 'low right side', 'low back', 'low back', 'low front right', 'low front', 'high front',
+                'high front left', 'overhead']
+    assert [POSES[i] for i in pose_index(azimuth, elevation)] == expected and len(set(POSES)) == 17
 
 
 def test_to_moves_everything():

@@ -3,13 +3,13 @@ import shutil
 import pytest
 import torch
 from dreamfusion_nb import prior as module
-from dreamfusion_nb.prior import (GaussianMixturePrior, PixelPrior, add_noise, at, check_prompt, cosine_schedule, ddim, eps_from_v, guided, guided_eps,
+from dreamfusion_nb.prior import (GaussianMixturePrior, PixelPrior, add_noise, at, check_prompt, cosine_schedule, ddim, eps_from_v, eps_from_x, guided, guided_eps,
                                   load_prior, sample, to_v, words, x_from_eps)
 from dreamfusion_nb.utils import UserError, seeded
 
-def parts(prediction='v_prediction'):
+def parts(prediction='sample'):
     "The four parts of a very small prior with random weights"
-    from diffusers import DDPMScheduler, UNet2DConditionModel
+    from diffusers import DDPMScheduler, SD3Transformer2DModel
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
     from transformers import CLIPTextConfig, CLIPTextModel, PreTrainedTokenizerFast
     vocabulary = '<pad> <unk> <bos> <eos> a red blue mug chair front view ,'.split()
@@ -21,12 +21,10 @@ def parts(prediction='v_prediction'):
     torch.manual_seed(0)
     text_encoder = CLIPTextModel(CLIPTextConfig(vocab_size=len(vocabulary), hidden_size=16, intermediate_size=16, num_hidden_layers=1,
                                                 num_attention_heads=2, max_position_embeddings=16, pad_token_id=0, bos_token_id=2, eos_token_id=3))
-    unet = UNet2DConditionModel(sample_size=4, in_channels=48, out_channels=48, block_out_channels=(16, 16), layers_per_block=1,
-                                down_block_types=('DownBlock2D', 'CrossAttnDownBlock2D'), up_block_types=('CrossAttnUpBlock2D', 'UpBlock2D'),
-                                cross_attention_dim=16, attention_head_dim=8, norm_num_groups=8, encoder_hid_dim=16, addition_embed_type='text',
-                                addition_embed_type_num_heads=2, resnet_time_scale_shift='scale_shift')
+    transformer = SD3Transformer2DModel(sample_size=16, patch_size=8, in_channels=3, out_channels=3, num_layers=1, attention_head_dim=8, num_attention_heads=2,
+                                        joint_attention_dim=16, caption_projection_dim=16, pooled_projection_dim=16, pos_embed_max_size=2)
     scheduler = DDPMScheduler(1000, beta_schedule='squaredcos_cap_v2', prediction_type=prediction)
-    return unet.eval(), text_encoder.eval(), tokenizer, scheduler
+    return transformer.eval(), text_encoder.eval(), tokenizer, scheduler
 
 @pytest.fixture(scope='module')
 def prior(): return PixelPrior(*parts())
@@ -34,8 +32,8 @@ def prior(): return PixelPrior(*parts())
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp('prior')
-    unet, text_encoder, tokenizer, scheduler = parts()
-    for part, name in ((unet.half(), 'unet'), (text_encoder.half(), 'text_encoder'), (tokenizer, 'tokenizer'), (scheduler, 'scheduler')):
+    transformer, text_encoder, tokenizer, scheduler = parts()
+    for part, name in ((transformer.half(), 'transformer'), (text_encoder.half(), 'text_encoder'), (tokenizer, 'tokenizer'), (scheduler, 'scheduler')):
         part.save_pretrained(folder/name)
     return folder
 
@@ -47,16 +45,16 @@ def test_conversions_invert_each_other():
     assert a.shape == (5, 1, 1) and a.dtype == torch.double
     z_t = add_noise(x, noise, a, s)
     assert torch.allclose(eps_from_v(to_v(x, noise, a, s), z_t, a, s), noise, atol=1e-6)   # the schedule itself is float32
+    assert torch.allclose(eps_from_x(x, z_t, a, s), noise, atol=1e-9)
     assert torch.allclose(x_from_eps(noise, z_t, a, s), x, atol=1e-9)
 
 def test_guidance_is_affine():
     c, u = torch.randn(2, 3), torch.randn(2, 3)
     assert torch.allclose(guided(c, u, 5.), 6*c - 5*u, atol=1e-5)
 
-def test_patch_is_read_from_the_unet_and_latents_invert(prior):
+def test_latents_are_pixels_in_both_directions(prior):
     image = torch.rand(2, 3, 16, 16)
-    assert prior.patch == 4 and prior.to_latent(image).shape == (2, 48, 4, 4)
-    assert torch.allclose(prior.from_latent(prior.to_latent(image)), image, atol=1e-6)
+    assert prior.to_latent(image).min() < 0 and torch.allclose(prior.from_latent(prior.to_latent(image)), image, atol=1e-6)
 
 def test_encode_has_one_shape_for_all_prompts(prior):
     assert prior.encode(['', 'a red mug', 'a '*40]).shape == (3, 16, 16)
@@ -66,23 +64,23 @@ def test_encode_has_one_shape_for_all_prompts(prior):
 
 def test_encode_and_predict_can_be_trained_through_and_eps_not(prior):
     cond = prior.encode(['a red mug'])
-    z, step = torch.randn(1, 48, 4, 4), torch.tensor([300])
+    z, step = torch.randn(1, 3, 16, 16), torch.tensor([300])
     assert cond.requires_grad and prior.predict(z, step, cond).requires_grad and not prior.eps(z, step, cond).requires_grad
 
-def test_epsilon_and_v_prediction(prior):
-    z, step, cond = torch.randn(2, 48, 4, 4), torch.tensor([30, 700]), prior.encode(['a red mug', ''])
-    plain = PixelPrior(prior.unet, prior.text_encoder, prior.tokenizer, parts('epsilon')[3])
-    out = prior.predict(z, step, cond)
-    a, s = at(prior.alpha_t, step, z), at(prior.sigma_t, step, z)
-    assert torch.allclose(plain.eps(z, step, cond), out, atol=1e-6)
-    assert torch.allclose(prior.eps(z, step, cond), a*out + s*z, atol=1e-6)
-    with pytest.raises(UserError, match='sample'): PixelPrior(prior.unet, prior.text_encoder, prior.tokenizer, parts('sample')[3])
+def test_kinds_of_prediction(prior):
+    z, step, cond = torch.randn(2, 3, 16, 16), torch.tensor([30, 700]), prior.encode(['a red mug', ''])
+    out, a, s = prior.predict(z, step, cond), at(prior.alpha_t, step, z), at(prior.sigma_t, step, z)
+    def eps(kind): return PixelPrior(prior.transformer, prior.text_encoder, prior.tokenizer, parts(kind)[3]).eps(z, step, cond)
+    assert torch.allclose(eps('epsilon'), out, atol=1e-6)
+    assert torch.allclose(eps('v_prediction'), a*out + s*z, atol=1e-6)
+    assert torch.allclose(x_from_eps(eps('sample'), z, a, s), out, atol=1e-4)
+    with pytest.raises(UserError, match='flow'): eps('flow')
 
 def test_a_guidance_pair_is_one_network_call(prior):
     calls, eps = [], prior.eps
     class Counting:
         def eps(self, z_t, step, cond): calls.append(len(z_t)); return eps(z_t, step, cond)
-    z, step = torch.randn(2, 48, 4, 4), torch.tensor([30, 700])
+    z, step = torch.randn(2, 3, 16, 16), torch.tensor([30, 700])
     cond, uncond = prior.encode(['a red mug', 'a blue chair']), prior.encode([''])
     both = guided_eps(Counting(), z, step, cond, uncond, 3.)
     assert calls == [4]
@@ -112,20 +110,20 @@ def test_words_and_check_prompt(prior):
 def test_load_prior(saved, capfd):
     prior = load_prior(saved)
     assert 'Loading' not in capfd.readouterr().err
-    assert prior.unet.dtype == prior.text_encoder.dtype == torch.float32
-    assert not any(p.requires_grad for p in prior.unet.parameters()) and not prior.unet.training
+    assert prior.transformer.dtype == prior.text_encoder.dtype == torch.float32
+    assert not any(p.requires_grad for p in prior.transformer.parameters()) and not prior.transformer.training
     assert torch.allclose(prior.encode(['a red mug']), PixelPrior(*parts()).encode(['a red mug']), atol=1e-2)   # saved in half precision
 
 def test_load_prior_says_what_is_wrong(saved, tmp_path, monkeypatch):
-    for name, message in (('nobody/nothing', 'hub'), ('./nowhere', 'no prior'), (tmp_path, 'unet')):
+    for name, message in (('nobody/nothing', 'hub'), ('./nowhere', 'no prior'), (tmp_path, 'transformer')):
         with pytest.raises(UserError, match=message): load_prior(name)
     monkeypatch.setattr(module.dreamfusion_nb, '__file__', str(tmp_path/'__init__.py'))
     with pytest.raises(UserError, match='install'): load_prior()
 
-@pytest.mark.parametrize('file, damage', [('unet/diffusion_pytorch_model.safetensors', 'cut'), ('text_encoder/model.safetensors', 'cut'),
-    ('text_encoder/model.safetensors', 'remove'), ('unet/diffusion_pytorch_model.safetensors', 'remove'), ('unet/config.json', 'cut'),
+@pytest.mark.parametrize('file, damage', [('transformer/diffusion_pytorch_model.safetensors', 'cut'), ('text_encoder/model.safetensors', 'cut'),
+    ('text_encoder/model.safetensors', 'remove'), ('transformer/diffusion_pytorch_model.safetensors', 'remove'), ('transformer/config.json', 'cut'),
     ('tokenizer/tokenizer.json', 'cut'), ('scheduler/scheduler_config.json', 'remove'),
-    ('unet/diffusion_pytorch_model.safetensors', 'incomplete'), ('text_encoder/model.safetensors', 'incomplete')])
+    ('transformer/diffusion_pytorch_model.safetensors', 'incomplete'), ('text_encoder/model.safetensors', 'incomplete')])
 def test_damaged_files_give_one_sentence(saved, tmp_path, file, damage):
     folder = tmp_path/'prior'
     shutil.copytree(saved, folder)

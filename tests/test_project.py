@@ -229,7 +229,7 @@ def test_wheel_holds_the_package(wheel):
         entry_points = z.read(f'{info}/entry_points.txt').decode()
     expected = {str(p.relative_to(ROOT)) for p in PACKAGE.rglob('*') if p.is_file() and '__pycache__' not in p.parts}
     assert {n for n in names if not n.startswith(info)} == expected
-    assert any(n.endswith('unet/diffusion_pytorch_model.safetensors') for n in names)
+    assert any(n.endswith('transformer/diffusion_pytorch_model.safetensors') for n in names)
     assert any(n.startswith(info) and n.endswith('LICENSE') for n in names)
     assert metadata['Name'].replace('-', '_') == SETTINGS['lib_name'] and metadata['Version'] == SETTINGS['version']
     assert metadata['License-Expression'] == 'Apache-2.0' and metadata['Summary'] == SETTINGS['description']

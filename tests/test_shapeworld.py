@@ -2,7 +2,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dreamfusion_nb.cameras import VIEWS, camera_rays, orbit, view_index
+from dreamfusion_nb.cameras import POSES, camera_rays, orbit, pose_index
 from dreamfusion_nb.shading import Light
 from dreamfusion_nb.shapeworld import (COLOURS, OBJECTS, above, as_field, ball, both, box, caption, compose, cone, cut, cylinder, distance, ellipsoid,
                                        gable, layer_batch, mirrored, part_distances, pick, random_prompts, render_layers, sample_backgrounds,
@@ -111,7 +111,7 @@ def test_ambient_light_is_flat():
 
 def test_training_data_can_be_made_again():
     layers, views = layer_batch('mug', 2, seed=3)
-    assert layers.shape == (2, 5, 64, 64) and views.tolist() == [2, 2]
+    assert layers.shape == (2, 5, 64, 64) and views.tolist() == [4, 5]
     sums = layers.double().mean((-1, -2))
     assert torch.allclose(sums, torch.tensor(MUG_MEANS).double(), atol=.05), sums   # not bit by bit: other machines round otherwise
     again, _ = layer_batch('mug', 2, seed=3)
@@ -121,17 +121,17 @@ def test_cameras_lights_and_backgrounds():
     cameras = sample_world_cameras(500, seeded(0))
     d = cameras.position.norm(dim=-1)
     assert d.min() > 2.1 and d.max() < 2.9 and cameras.elevation.min() > -16 and cameras.elevation.max() < 90
-    assert set(view_index(cameras.azimuth, cameras.elevation).tolist()) == {0, 1, 2, 3}
+    assert set(pose_index(cameras.azimuth, cameras.elevation).tolist()) == set(range(17))
     light = sample_world_light(cameras, seeded(1))
     assert torch.allclose(light.ambient + light.diffuse, torch.ones(500))
     assert abs((light.ambient == 1).float().mean() - .25) < .06
     assert ((light.ambient == 1) | ((light.ambient >= .25) & (light.ambient <= .5))).all()
     background = sample_backgrounds(4000, seeded(2))
     assert background.shape == (4000, 3) and background.min() >= 0 and background.max() <= 1
-    assert abs(background.mean() - .675) < .01 and abs((background[:, 0] - background[:, 1]).std() - .05*2**.5) < .005
+    assert abs(background.mean() - .575) < .01 and abs((background[:, 0] - background[:, 1]).std() - .05*2**.5) < .005
 
 def test_captions():
-    assert caption('mug', 'red') == 'a red mug' and caption('ball', 'orange', 'overhead') == 'an orange ball, overhead view'
+    assert caption('mug', 'red') == 'a red mug' and caption('ball', 'orange', 'overhead') == 'an orange ball, overhead view' and caption('car', 'blue', 'low front left') == 'a blue car, low front left view'
     for bad in (('teapot', 'red'), ('mug', 'beige'), ('mug', 'red', 'bottom')):
         with pytest.raises(UserError, match=bad[0] if bad[0] == 'teapot' else bad[-1]): caption(*bad)
 
@@ -143,7 +143,7 @@ def test_sample_pictures():
     assert sample_pictures(5, seed=2, size=16)[1] != captions
     for text in captions:
         words, view = text.split(', ')
-        assert words.split()[1] in COLOURS and words.split()[2] in OBJECTS and view.split()[0] in VIEWS
+        assert words.split()[1] in COLOURS and words.split()[2] in OBJECTS and view.removesuffix(' view') in POSES
     with pytest.raises(UserError, match='n >= 1'): sample_pictures(0, seed=0)
 
 def test_random_prompts():

@@ -1,0 +1,113 @@
+"Training: several processes, damaged checkpoints, what the command says"
+import subprocess, sys
+import pytest
+import safetensors.torch
+import torch
+from dreamfusion_nb.cameras import POSES
+from dreamfusion_nb.prior import PixelPrior, load_prior
+from dreamfusion_nb.train_prior import (BLIND, Training, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels, picture_batch,
+                                        random_caption, train, vocabulary)
+from dreamfusion_nb.shapeworld import COLOURS, OBJECTS
+from dreamfusion_nb.utils import UserError, seeded
+
+RUN = """
+import sys, torch
+import torch.distributed as dist
+from dreamfusion_nb.train_prior import new_models, train
+torch.set_num_threads(1)
+if len(sys.argv) > 2: dist.init_process_group('gloo')
+train(sys.argv[1], pictures=24, batch=4, per_object=40, models=new_models(0, 32, 1, 16), every=1000)
+"""
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder whose traced views are noise, so that nothing needs tracing"
+    layers = torch.randint(256, (len(OBJECTS), 40, 5, 64, 64), generator=seeded(0), dtype=torch.uint8)
+    views = torch.arange(40).remainder(17).expand(len(OBJECTS), 40).contiguous()
+    def make(name):
+        (tmp_path/name).mkdir()
+        safetensors.torch.save_file({'layers': layers, 'views': views}, tmp_path/name/'world-40.safetensors')
+        return tmp_path/name
+    return make
+
+def tiny(out, **kw): return train(out, pictures=24, batch=4, per_object=40, models=new_models(0, 32, 1, 16), **kw)
+
+def test_two_processes_train_what_one_trains(folder, tmp_path):
+    one, two, script = folder('one'), folder('two'), tmp_path/'run.py'
+    script.write_text(RUN)
+    subprocess.run([sys.executable, script, one], check=True, capture_output=True, timeout=300)
+    subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--nproc-per-node', '2', '--master-port', '29533', script, two, 'shared'],
+                   check=True, capture_output=True, timeout=300)
+    a, b = (safetensors.torch.load_file(f/'checkpoint.safetensors') for f in (one, two))
+    first = torch.cat([p.detach().flatten() for p in new_models(0, 32, 1, 16)[0].parameters()])
+    # Adam divides by the size of the gradient, so rounding can turn a step of a weight whose gradient is next to nothing
+    far = torch.cat([(a[k] - b[k]).abs().flatten() for k in a if k.startswith('average.')])
+    assert a.keys() == b.keys() and far.mean() < 1e-6 and first.abs().mean() > 1e-2
+    assert [line.split(',')[:2] for line in (one/'log.csv').read_text().splitlines()] == [line.split(',')[:2] for line in (two/'log.csv').read_text().splitlines()]
+
+def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_is_named(folder):
+    out = folder('prior')
+    tiny(out)
+    first = (out/'transformer'/'diffusion_pytorch_model.safetensors').read_bytes()
+    tiny(out)                                                              # nothing is left to do
+    assert (out/'transformer'/'diffusion_pytorch_model.safetensors').read_bytes() == first
+    assert load_prior(out).encode(['a red mug']).shape == (1, 16, 16)
+    checkpoint = out/'checkpoint.safetensors'
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    with pytest.raises(UserError, match='checkpoint.*damaged'): tiny(out)
+
+def test_a_loss_that_is_not_finite_stops_the_run(folder):
+    kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
+    run = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views'], pictures=24, batch=4)
+    with torch.no_grad(): run.parameters[0].fill_(float('nan'))
+    with pytest.raises(FloatingPointError, match='step 0'): run.advance()
+
+def test_schedules_at_their_corners():
+    assert learning_rate(0, 1000) == 0 and learning_rate(10**5, 10**6) == 1.5e-3 and learning_rate(10**6, 10**6) == 0
+    assert learning_rate(8*10**5, 10**6) == pytest.approx(.75e-3)
+    t = noise_levels(5000, seeded(0))
+    assert t.min() >= 0 and t.max() == 999 and (t.diff() >= 0).all()
+
+def test_means_are_means():
+    layers = torch.randint(256, (2, 6, 5, 64, 64), generator=seeded(1), dtype=torch.uint8)
+    views = torch.tensor([[0, 0, 1, 1, 1, 3], [3, 2, 1, 0, 0, 0]])
+    means = mean_layers(layers, views)
+    assert means.shape == (2, 17, 5, 64, 64) and (means[0, 2] == 0).all()   # never seen from behind
+    assert torch.allclose(means[1, 0], layers[1, 3:].float().mean(0), atol=1e-3)
+
+def test_a_mean_has_the_colour_and_background_of_its_picture():
+    views = torch.arange(34).remainder(17).expand(len(OBJECTS), 34)
+    layers = torch.randint(256, (len(OBJECTS), 34, 5, 8, 8), generator=seeded(2), dtype=torch.uint8)
+    layers[:, 17:] = layers[:, :17]                                        # two views of each pose, the same: the mean is the picture
+    pictures, means, captions = picture_batch(layers, views, mean_layers(layers, views), 64, seed=5)
+    assert torch.allclose(pictures, means, atol=1e-5)
+    layers[:, 17:] = 0                                                     # now the mean is half the picture, where the caption is full
+    pictures, means, captions = picture_batch(layers, views, mean_layers(layers, views), 64, seed=5)
+    moved = (pictures - means).abs().amax((1, 2, 3)) > 1e-3
+    full = torch.tensor([any(c.endswith(f'{pose} view') for pose in POSES) and any(hue in c.split() for hue in COLOURS) for c in captions])
+    assert torch.equal(moved, full) and 0 < full.sum() < 64
+
+def test_only_blind_steps_learn_from_the_mean():
+    models = new_models(0, 32, 1, 16)
+    prior, pictures = PixelPrior(*models), torch.rand(50, 3, 64, 64, generator=seeded(3))
+    with torch.no_grad():
+        def loss(means): return denoising_loss(prior, pictures, means, ['']*50, 7).item()
+        plain, steps = loss(pictures), noise_levels(50, seeded(7))
+        other = pictures.clone()
+        other[steps < BLIND] = 0
+        assert loss(other) == plain
+        other[steps >= BLIND] = 0
+        assert abs(loss(other) - plain) > 1e-3
+
+def test_captions_use_known_words_only():
+    g, words = seeded(0), set(vocabulary())
+    captions = [random_caption('duck', 'orange', 'low left side', g) for _ in range(300)]
+    assert {w for c in captions for w in c.replace(',', ' , ').split()} <= words
+    assert {'', 'an orange duck', 'an orange duck, side view', 'an orange duck, low left side view'} < set(captions) and not any('a orange' in c for c in captions)
+    assert not any('front view' in random_caption('duck', 'orange', 'high front left', g) for _ in range(100))   # between front and side: none of the four words
+
+def test_the_command(capsys):
+    with pytest.raises(SystemExit) as e: main(['--help'])
+    assert e.value.code == 0 and '--pictures' in capsys.readouterr().out
+    with pytest.raises(SystemExit) as e: main([])
+    assert e.value.code == 2
