@@ -44,7 +44,7 @@ class Settings:
     warmup:float = .02                    # share of the run until the peak (linear)
     fine_views:bool = True                # seventeen view phrases in the prompts; False: the paper's four words
     guidance:float = 20.                  # w of the paper's form
-    weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets all noise levels push equally hard
+    weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets them push nearly alike
     t_high:tuple = (.99, .9)              # highest noise level at the start and the end, share of the schedule
     t_low:tuple = (.8, .3)                # lowest noise level at the start and the end, share of the schedule
     elevation:tuple = (-10., 80.)         # of the cameras, degrees
@@ -234,7 +234,8 @@ class Dream:
         self.modules = nn.ModuleDict({k: m for k, m in (('field', self.field), ('background', self.background)) if m})
         self.optimiser = torch.optim.Adam(self.modules.parameters(), lr=settings.lr, betas=(.9, .99), eps=1e-15)
         self.occupancy = OccupancyGrid(32, settings.radius, device)
-        with torch.no_grad(): self.cond, self.uncond = prior.encode(view_prompts(self.prompt, POSES if settings.fine_views else VIEWS)), prior.encode([''])
+        views, self.view_of = (POSES, pose_index) if settings.fine_views else (VIEWS, view_index)
+        with torch.no_grad(): self.cond, self.uncond = prior.encode(view_prompts(self.prompt, views)), prior.encode([''])
         self.step, self.seconds = 0, dict.fromkeys(('render', 'prior', 'update'), 0.)
 
     @property
@@ -284,7 +285,7 @@ class Dream:
         lr = s.lr*min(1, (self.done + 1/s.steps)/s.warmup)*(s.lr_end + (1 - s.lr_end)*(1 + math.cos(math.pi*self.done))/2)
         for group in self.optimiser.param_groups: group['lr'] = lr
         cameras = sample_cameras(s.views, s.elevation, s.distance, s.focal, s.position_jitter, s.target_jitter, generator=g)
-        cond = self.cond[(pose_index if s.fine_views else view_index)(cameras.azimuth, cameras.elevation)]
+        cond = self.cond[self.view_of(cameras.azimuth, cameras.elevation)]
         rays, r, mode = self.picture(cameras.to(self.device), size)
         z = self.prior.to_latent(F.interpolate(r.rgb.movedim(-1, 1), size=64, mode='bilinear', align_corners=False))
         clock.append(time.perf_counter())

@@ -86,7 +86,7 @@ def world_layers(
     if file: write_atomic(file, lambda p: safetensors.torch.save_file({'layers': layers, 'views': views}, p))
     return layers, views
 
-# %% ../nbs/A2_train_prior.ipynb #2ab673f6
+# %% ../nbs/A2_train_prior.ipynb #a2c0d2
 def mean_layers(
     layers:Tensor, # from `world_layers`
     views:Tensor,  # from `world_layers`
@@ -96,6 +96,7 @@ def mean_layers(
     share = seen/seen.sum(1, keepdim=True).clamp(min=1)
     return torch.stack([(s.T @ l.flatten(1).float()).unflatten(1, l.shape[1:]) for s, l in zip(share, layers)])
 
+# %% ../nbs/A2_train_prior.ipynb #2ab673f6
 def random_caption(
     name:str,       # of the object
     colour:str,     # its name
@@ -109,9 +110,10 @@ def random_caption(
     prefix = PREFIXES[torch.randint(len(PREFIXES), (), generator=generator).item()]
     if prefix.endswith('a') and words[0] in 'aeiou': prefix += 'n'
     text = f'{prefix} {words}'.strip()
-    coarse = [v for v in VIEWS if v in view.split()] if not {'left', 'right'} & set(view.split()) or 'side' in view else []
-    how = torch.rand((), generator=generator).item()                       # in full, in one of the paper's four words, or not at all
-    said = view if how < .75 else coarse[0] if how < .87 and coarse else ''
+    side = view.removeprefix('low ').removeprefix('high ')
+    word = next((v for v in VIEWS if side in (v, f'left {v}', f'right {v}')), '') # of the paper's four; 'front left' lies between two of them
+    how = torch.rand((), generator=generator).item()                       # in full, in one of the four words, or not at all
+    said = view if how < .75 else word if how < .87 else ''
     return f'{text}, {said} view' if said else text
 
 def picture_batch(
@@ -309,7 +311,7 @@ def train(
                 write_atomic(checkpoint, lambda p: safetensors.torch.save_file({k: v.contiguous() for k, v in run.state().items()}, p))
     about = dict(pictures=run.step*batch, batch=batch, seed=seed, seconds=round(time.time() - start), processes=run.processes,
                  log=[[int(seen), float(loss)] for seen, loss, _ in (r.split(',') for r in rows)])
-    if first and not (out/'training.json').exists(): write_atomic(out/'training.json', lambda p: p.write_text(json.dumps(about) + '\n'))
+    if first: write_atomic(out/'training.json', lambda p: p.write_text(json.dumps(about) + '\n'))
     return out
 
 # %% ../nbs/A2_train_prior.ipynb #c5798321

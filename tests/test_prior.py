@@ -1,5 +1,5 @@
 "Dull checks of the prior: shapes, bad input, damaged files, kinds of prediction"
-import shutil
+import shutil, subprocess, sys
 import pytest
 import torch
 from dreamfusion_nb import prior as module
@@ -107,9 +107,12 @@ def test_words_and_check_prompt(prior):
     for prompt, message in (('', 'empty'), (' \n', 'empty'), ('...', 'empty'), ('a red mgu', "'mgu'.*mug.*dreamfusion words"), ('a red dragon', 'dragon'), ('a '*12, '12 words')):
         with pytest.raises(UserError, match=message): check_prompt(prior, prompt)
 
-def test_load_prior(saved, capfd):
+def test_loading_is_silent(saved):
+    told = subprocess.run([sys.executable, '-c', f'from dreamfusion_nb.prior import load_prior; load_prior({str(saved)!r})'], capture_output=True, text=True, timeout=120)
+    assert (told.returncode, told.stdout, told.stderr) == (0, '', '')      # no bars, no advice
+
+def test_load_prior(saved):
     prior = load_prior(saved)
-    assert 'Loading' not in capfd.readouterr().err
     assert prior.transformer.dtype == prior.text_encoder.dtype == torch.float32
     assert not any(p.requires_grad for p in prior.transformer.parameters()) and not prior.transformer.training
     assert torch.allclose(prior.encode(['a red mug']), PixelPrior(*parts()).encode(['a red mug']), atol=1e-2)   # saved in half precision
