@@ -3,11 +3,11 @@ import json, subprocess, sys
 import pytest
 import safetensors.torch
 import torch
-from dreamfusion_nb.cameras import POSES
+from dreamfusion_nb.cameras import POSES, VIEWS
 from dreamfusion_nb.prior import PixelPrior, load_prior
-from dreamfusion_nb.train_prior import (BLIND, Training, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels, picture_batch,
+from dreamfusion_nb.train_prior import (BLIND, PHRASES, Training, blind_share, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels, picture_batch,
                                         random_caption, train, vocabulary)
-from dreamfusion_nb.shapeworld import COLOURS, OBJECTS
+from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, compose
 from dreamfusion_nb.utils import UserError, seeded
 
 RUN = """
@@ -70,25 +70,36 @@ def test_schedules_at_their_corners():
     assert learning_rate(8*10**5, 10**6) == pytest.approx(.75e-3)
     t = noise_levels(5000, seeded(0))
     assert t.min() >= 0 and t.max() == 999 and (t.diff() >= 0).all()
+    assert blind_share(0, 1000) == 1 and blind_share(1000, 1000) == pytest.approx(.4)
+    for blind in (1, .7):
+        t = noise_levels(5000, seeded(0), blind)
+        assert (t >= BLIND).float().mean().item() == pytest.approx(blind, abs=.002) and t.min() == (BLIND if blind == 1 else 0) and (t.diff() >= 0).all()
 
 def test_means_are_means():
     layers = torch.randint(256, (2, 6, 5, 64, 64), generator=seeded(1), dtype=torch.uint8)
-    views = torch.tensor([[0, 0, 1, 1, 1, 3], [3, 2, 1, 0, 0, 0]])
+    views = torch.tensor([[POSES.index(p) for p in row] for row in (['low front']*2 + ['high front', 'low front left', 'low left side', 'overhead'],
+                                                                    ['low front left', 'overhead', 'high front'] + ['low front']*3)])
     means = mean_layers(layers, views)
-    assert means.shape == (2, 17, 5, 64, 64) and (means[0, 2] == 0).all()   # never seen from behind
-    assert torch.allclose(means[1, 0], layers[1, 3:].float().mean(0), atol=1e-3)
+    def mean(k, phrase): return means[k, PHRASES.index(phrase)]
+    assert means.shape == (3, len(PHRASES), 5, 64, 64) and (mean(0, 'low back') == 0).all()     # never seen from behind
+    for got, true in ((mean(1, 'low front'), layers[1, 3:]), (mean(0, 'front'), layers[0, :3]), (mean(0, 'side'), layers[0, 4:5]), (mean(0, ''), layers[0])):
+        assert torch.allclose(got, true.float().mean(0), atol=1e-3)
+    assert torch.allclose(mean(2, ''), layers.flatten(0, 1).float().mean(0), atol=1e-3)         # everything
 
-def test_a_mean_has_the_colour_and_background_of_its_picture():
+def test_a_mean_leaves_open_what_its_caption_leaves_open():
     views = torch.arange(34).remainder(17).expand(len(OBJECTS), 34)
     layers = torch.randint(256, (len(OBJECTS), 34, 5, 8, 8), generator=seeded(2), dtype=torch.uint8)
-    layers[:, 17:] = layers[:, :17]                                        # two views of each pose, the same: the mean is the picture
-    pictures, means, captions = picture_batch(layers, views, mean_layers(layers, views), 64, seed=5)
-    assert torch.allclose(pictures, means, atol=1e-5)
-    layers[:, 17:] = 0                                                     # now the mean is half the picture, where the caption is full
-    pictures, means, captions = picture_batch(layers, views, mean_layers(layers, views), 64, seed=5)
-    moved = (pictures - means).abs().amax((1, 2, 3)) > 1e-3
-    full = torch.tensor([any(c.endswith(f'{pose} view') for pose in POSES) and any(hue in c.split() for hue in COLOURS) for c in captions])
-    assert torch.equal(moved, full) and 0 < full.sum() < 64
+    means = mean_layers(layers, views)
+    _, got, captions = picture_batch(layers, views, means, 200, seed=5)
+    grey, names, colours, seen = torch.full((1, 3), .575), list(OBJECTS), torch.tensor(list(COLOURS.values())), set()
+    for picture, text in zip(got, captions):
+        said = set(text.replace(',', '').split())
+        thing = next((i for i, name in enumerate(names) if name in said), len(names))
+        hue = next((colours[i] for i, name in enumerate(COLOURS) if name in said), colours.mean(0))
+        phrase = max((p for p in PHRASES if text.endswith(f', {p} view') or not p), key=len)
+        seen.add((thing == len(names), bool(said & set(COLOURS)), phrase in POSES, phrase in VIEWS))
+        assert torch.allclose(picture, compose(means[thing, PHRASES.index(phrase)][None], hue[None], grey)[0], atol=1e-5), text
+    assert {(True, False, False, False), (False, True, True, False), (False, True, False, True), (False, True, False, False), (False, False, True, False)} <= seen
 
 def test_only_blind_steps_learn_from_the_mean():
     models = new_models(0, 32, 1, 16)
