@@ -107,7 +107,6 @@ def mean_layers(
     means = torch.stack([(s.T @ l.flatten(1).float()).unflatten(1, l.shape[1:]) for s, l in zip(share, layers)])
     return torch.cat([means, means.mean(0, keepdim=True)])
 
-
 # %% ../nbs/A2_train_prior.ipynb #2ab673f6
 def random_caption(
     name:str,       # of the object
@@ -145,7 +144,6 @@ def picture_batch(
     hue = torch.stack([rgb[b] if hues[b] in said else rgb.mean(0) for b, said in zip(c, captions)])
     mean = compose(means[thing, phrase], hue, torch.full((n, 3), sum(BACKGROUND)/2))
     return compose(layers[k, i], colour, background), mean, captions
-
 
 # %% ../nbs/A2_train_prior.ipynb #fc232246
 def loss_weight(
@@ -203,7 +201,6 @@ def blind_share(
 )->float:
     "First learn the words: from all draws in the blind to four in ten"
     return 1 - .6*seen/total
-
 
 # %% ../nbs/A2_train_prior.ipynb #4f249e21
 def save_prior(
