@@ -58,7 +58,12 @@ def new_models(
             num_attention_heads=4, max_position_embeddings=TOKENS, projection_dim=text_width, pad_token_id=0, bos_token_id=2, eos_token_id=3))
         transformer = SD3Transformer2DModel(sample_size=64, patch_size=PATCH, in_channels=3, out_channels=3, num_layers=layers, attention_head_dim=32, num_attention_heads=width//32,
             joint_attention_dim=text_width, caption_projection_dim=width, pooled_projection_dim=text_width, pos_embed_max_size=64//PATCH)
-    with torch.no_grad(): text.get_input_embeddings().weight *= 20         # words speak louder than their positions
+    text.requires_grad_(False)                                             # it is never trained
+    with torch.no_grad():
+        text.get_input_embeddings().weight *= 20                           # words speak louder than their positions,
+        transformer.pos_embed.pos_embed *= 4                               # places louder than noise,
+        for name, weight in transformer.named_parameters():
+            if name.endswith('linear.weight') and 'norm' in name: weight *= 4 # and what the words say is heard in every layer from the first step
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule='squaredcos_cap_v2', prediction_type='sample', clip_sample=False)
     return transformer, text, new_tokenizer(), scheduler
 
@@ -188,7 +193,7 @@ def denoising_loss(
 def learning_rate(
     seen:int,     # pictures so far
     total:int,    # pictures of the run
-    peak=1.5e-3,  # of AdamW
+    peak=1.2e-3,  # of AdamW
     warmup=4000,  # pictures
     decay=.4,     # share of the run over which it falls
 )->float:
@@ -222,15 +227,15 @@ class Training:
         models:tuple,     # from `new_models`
         layers:Tensor,    # from `world_layers`
         views:Tensor,     # from `world_layers`
-        pictures=300_000, # to see in all
-        batch=32,         # pictures per step, of all processes together
+        pictures=220_000, # to see in all
+        batch=16,         # pictures per step, of all processes together
         seed=0,           # of everything
         device='cpu',     # a torch device
     ):
         transformer, text, tokenizer, scheduler = models
         self.prior = PixelPrior(transformer.to(device), text.to(device), tokenizer, scheduler)
         self.layers, self.views, self.means, self.pictures, self.batch, self.seed, self.step = layers, views, mean_layers(layers, views), pictures, batch, seed, 0
-        words = [*text.parameters(), *transformer.context_embedder.parameters(), *transformer.time_text_embed.text_embedder.parameters()]
+        words = [*transformer.context_embedder.parameters(), *transformer.time_text_embed.text_embedder.parameters()]
         known = {id(p) for p in words}
         rest = [p for p in transformer.parameters() if id(p) not in known]
         self.parameters = rest + words
@@ -296,8 +301,8 @@ class Training:
 # %% ../nbs/A2_train_prior.ipynb #914b6cce
 def train(
     out,              # folder for the prior, its checkpoint and its log
-    pictures=300_000, # to see in all
-    batch=32,         # pictures per step, of all processes together
+    pictures=220_000, # to see in all
+    batch=16,         # pictures per step, of all processes together
     seed=0,           # same seed, same machine, same prior
     device='cpu',     # a torch device
     per_object=1280,  # traced views of each object
@@ -341,8 +346,8 @@ def main(argv=None):
     p = argparse.ArgumentParser('python -m dreamfusion_nb.train_prior', description='Train the embedded prior; a second call goes on where the first one stopped.',
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--out', required=True, help='folder for the prior, its checkpoint and its log')
-    p.add_argument('--pictures', type=int, default=300_000, help='pictures to see in all')
-    p.add_argument('--batch', type=int, default=32, help='pictures per step, of all processes together')
+    p.add_argument('--pictures', type=int, default=220_000, help='pictures to see in all')
+    p.add_argument('--batch', type=int, default=16, help='pictures per step, of all processes together')
     p.add_argument('--seed', type=int, default=0, help='of everything')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
     args = p.parse_args(argv)

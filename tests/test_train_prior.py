@@ -66,8 +66,8 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder):
     with pytest.raises(FloatingPointError, match='step 0'): run.advance()
 
 def test_schedules_at_their_corners():
-    assert learning_rate(0, 1000) == 0 and learning_rate(10**5, 10**6) == 1.5e-3 and learning_rate(10**6, 10**6) == 0
-    assert learning_rate(8*10**5, 10**6) == pytest.approx(.75e-3)
+    assert learning_rate(0, 1000) == 0 and learning_rate(10**5, 10**6) == 1.2e-3 and learning_rate(10**6, 10**6) == 0
+    assert learning_rate(8*10**5, 10**6) == pytest.approx(.6e-3)
     t = noise_levels(5000, seeded(0))
     assert t.min() >= 0 and t.max() == 999 and (t.diff() >= 0).all()
     assert blind_share(0, 1000) == 1 and blind_share(1000, 1000) == pytest.approx(.4)
