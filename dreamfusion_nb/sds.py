@@ -8,7 +8,7 @@ __all__ = ['sds_grad', 'apply_grad', 'sample_steps', 'annealed_range']
 # %% ../nbs/07_sds.ipynb #559de3ad
 import torch
 from torch import Tensor
-from .prior import add_noise, at, guided_eps
+from .prior import add_noise, at, eps_from_x, guided_eps, x_from_eps
 
 # %% ../nbs/07_sds.ipynb #0a093540
 @torch.no_grad()
@@ -21,12 +21,15 @@ def sds_grad(
     noise:Tensor,   # standard normal, (n, ...)
     guidance:float, # w of the paper; diffusers' `guidance_scale` is one more
     weight=None,    # w(t), a function of (alpha_t, sigma_t), each (n, 1, ..., 1); sigma_t^2 if None
+    clip=None,      # how far from 0 the guided guess of the clean picture may lie; None: as far as it likes, as in the paper
 )->Tensor:          # gradient with respect to z, (n, ...)
     "Score distillation: w(t) (eps_hat - eps), Eq. 3 of DreamFusion"
     alpha_t, sigma_t = at(prior.alpha_t, step, z), at(prior.sigma_t, step, z)
-    eps_hat = guided_eps(prior, add_noise(z, noise, alpha_t, sigma_t), step, cond, uncond, guidance)
-    grad = (sigma_t**2 if weight is None else weight(alpha_t, sigma_t))*(eps_hat - noise)
-    if not torch.isfinite(grad).all():
+    z_t = add_noise(z, noise, alpha_t, sigma_t)
+    eps_hat = eps = guided_eps(prior, z_t, step, cond, uncond, guidance)
+    if clip is not None: eps = eps_from_x(x_from_eps(eps, z_t, alpha_t, sigma_t).clamp(-clip, clip), z_t, alpha_t, sigma_t)
+    grad = (sigma_t**2 if weight is None else weight(alpha_t, sigma_t))*(eps - noise)
+    if not (torch.isfinite(eps_hat).all() and torch.isfinite(grad).all()):
         raise FloatingPointError("The score distillation gradient is not finite: look at the render or the prior that it came from.")
     return grad
 

@@ -8,10 +8,10 @@ from dreamfusion_nb.utils import seeded
 @pytest.fixture
 def toy(): return GaussianMixturePrior(torch.tensor([[-1., 0.], [1., 0.]]), .3, names=['left', 'right'])
 
-def draw(toy, z, guidance=2., weight=None, prompt='left'):
+def draw(toy, z, guidance=2., weight=None, prompt='left', clip=None):
     n = len(z)
     return sds_grad(toy, z, toy.encode([prompt]*n), toy.encode(['']), torch.linspace(50, 950, n).long(),
-                    torch.randn(z.shape, generator=seeded(0)), guidance, weight)
+                    torch.randn(z.shape, generator=seeded(0)), guidance, weight, clip)
 
 def test_shape_and_no_graph(toy):
     z = torch.randn(6, 2, requires_grad=True)
@@ -37,9 +37,15 @@ def test_works_on_pictures():
     assert sds_grad(prior, z, prior.encode(['0', '1']), prior.encode(['']), torch.tensor([100, 900]), torch.randn(z.shape), 1.).shape == z.shape
 
 @pytest.mark.parametrize('bad', [float('nan'), float('inf')])
-def test_not_finite_stops(toy, bad):
+@pytest.mark.parametrize('clip', [None, 2.])
+def test_not_finite_stops(toy, bad, clip):
     z = torch.randn(6, 2); z[3, 1] = bad
-    with pytest.raises(FloatingPointError, match='not finite'): draw(toy, z)
+    with pytest.raises(FloatingPointError, match='not finite'): draw(toy, z, clip=clip)
+
+def test_a_clip_that_nothing_reaches_changes_nothing(toy):
+    z = torch.randn(6, 2)
+    assert torch.allclose(draw(toy, z, clip=1e3), draw(toy, z), atol=1e-5)
+    assert not torch.allclose(draw(toy, z, guidance=50., clip=1.), draw(toy, z, guidance=50.), atol=1e-2)
 
 def test_apply_grad_gives_the_gradient():
     theta, grad = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
