@@ -9,7 +9,7 @@ from dreamfusion_nb.shapeworld import (COLOURS, OBJECTS, above, as_field, ball, 
                                        sample_pictures, sample_world_cameras, sample_world_light, surface_normals, to_front, torus, trace, union)
 from dreamfusion_nb.utils import UserError, seeded
 
-MUG_MEANS = [[63.76, 0., 0., 0., 96.01], [60.52, 0., 0., 0., 84.04]]   # of the pictures that `train` starts from (the weights that ship saw an earlier mug, its handle smaller)
+MUG_MEANS = [[63.76, 0., 0., 0., 96.01], [60.52, 0., 0., 0., 84.04]]   # of the pictures that `train` starts from
 
 def points(n, seed=0, size=1.): return (2*torch.rand(n, 3, generator=seeded(seed)) - 1)*size
 
