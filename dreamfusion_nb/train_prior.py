@@ -306,7 +306,7 @@ def train(
     seed=0,           # same seed, same machine, same prior
     device='cpu',     # a torch device
     per_object=1280,  # traced views of each object
-    every=125,        # steps between checkpoints
+    every=250,        # steps between checkpoints
     models=None,      # other `new_models`
 )->Path:
     "Train a prior, or go on with it if the folder holds a checkpoint"

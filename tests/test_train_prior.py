@@ -65,6 +65,13 @@ def test_a_loss_that_is_not_finite_stops_the_run(folder):
     with torch.no_grad(): run.parameters[0].fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='step 0'): run.advance()
 
+def test_the_text_encoder_is_never_trained(folder):
+    kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
+    run, born = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views'], pictures=24, batch=4), new_models(0, 32, 1, 16)
+    for _ in range(3): run.advance()
+    assert all(torch.equal(a, b) for a, b in zip(run.prior.text_encoder.parameters(), born[1].parameters()))
+    assert not any(torch.equal(a, b) for a, b in zip(run.prior.transformer.context_embedder.parameters(), born[0].context_embedder.parameters()))
+
 def test_schedules_at_their_corners():
     assert learning_rate(0, 1000) == 0 and learning_rate(10**5, 10**6) == 1.2e-3 and learning_rate(10**6, 10**6) == 0
     assert learning_rate(8*10**5, 10**6) == pytest.approx(.6e-3)
