@@ -26,10 +26,10 @@ def sds_grad(
     "Score distillation: w(t) (eps_hat - eps), Eq. 3 of DreamFusion"
     alpha_t, sigma_t = at(prior.alpha_t, step, z), at(prior.sigma_t, step, z)
     z_t = add_noise(z, noise, alpha_t, sigma_t)
-    eps_hat = eps = guided_eps(prior, z_t, step, cond, uncond, guidance)
-    if clip is not None: eps = eps_from_x(x_from_eps(eps, z_t, alpha_t, sigma_t).clamp(-clip, clip), z_t, alpha_t, sigma_t)
-    grad = (sigma_t**2 if weight is None else weight(alpha_t, sigma_t))*(eps - noise)
-    if not (torch.isfinite(eps_hat).all() and torch.isfinite(grad).all()):
+    free = eps_hat = guided_eps(prior, z_t, step, cond, uncond, guidance)
+    if clip is not None: eps_hat = eps_from_x(x_from_eps(free, z_t, alpha_t, sigma_t).clamp(-clip, clip), z_t, alpha_t, sigma_t)
+    grad = (sigma_t**2 if weight is None else weight(alpha_t, sigma_t))*(eps_hat - noise)
+    if not (torch.isfinite(free).all() and torch.isfinite(grad).all()):
         raise FloatingPointError("The score distillation gradient is not finite: look at the render or the prior that it came from.")
     return grad
 
