@@ -4,12 +4,12 @@ import torch
 import torch.nn.functional as F
 from dreamfusion_nb.cameras import POSES, camera_rays, orbit, pose_index
 from dreamfusion_nb.shading import Light
-from dreamfusion_nb.shapeworld import (COLOURS, OBJECTS, above, as_field, ball, both, box, caption, compose, cone, cut, cylinder, distance, ellipsoid,
+from dreamfusion_nb.shapeworld import (COLOURS, OBJECTS, OWN, SHADED, above, as_field, ball, both, box, caption, compose, cone, cut, cylinder, distance, ellipsoid,
                                        gable, layer_batch, mirrored, part_distances, pick, random_prompts, render_layers, sample_backgrounds,
                                        sample_pictures, sample_world_cameras, sample_world_light, surface_normals, to_front, torus, trace, union)
 from dreamfusion_nb.utils import UserError, seeded
 
-MUG_MEANS = [[63.76, 0., 0., 0., 96.01], [60.52, 0., 0., 0., 84.04]]   # of the pictures that `train` starts from
+MUG_MEANS = [[81.38, 0., 0., 0., 104.60], [64.32, 0., 0., 0., 109.92]]   # of the pictures that `train` starts from
 
 def points(n, seed=0, size=1.): return (2*torch.rand(n, 3, generator=seeded(seed)) - 1)*size
 
@@ -71,7 +71,7 @@ def test_objects(name):
     assert (distance(name, points(20000)) < 0).any()
     p = points(500)
     assert torch.equal(distance(name, p), part_distances(name, p).amin(-1)) and part_distances(name, p).shape == (500, len(OBJECTS[name]))
-    assert any(colour is None for _, colour in OBJECTS[name])        # something takes the colour of the caption
+    assert any(colour == OWN for _, colour in OBJECTS[name])        # something takes the colour of the caption
 
 def test_unknown_object():
     with pytest.raises(UserError, match="'teapot'.*mug"): distance('teapot', points(2))
@@ -109,12 +109,20 @@ def test_ambient_light_is_flat():
     layers = render_layers('cube', orbit(torch.tensor([30.]), torch.tensor([20.])), flat, 32)
     assert torch.equal(layers[:, 0], layers[:, 4])                   # shading 1 wherever there is something
 
+def test_the_hollow_of_the_mug_lies_in_the_shade():
+    flat = Light(torch.tensor([[0., 3, 0]]), torch.zeros(1), torch.ones(1))
+    layers = render_layers('mug', orbit(torch.tensor([0.]), torch.tensor([89.])), flat, 32).float()/255
+    share = layers[0, 0][layers[0, 4] == 1]
+    assert share[share < .9].numel() > 40 and abs(share.min() - SHADED) < .01 and share.max() == OWN
+    side = render_layers('mug', orbit(torch.tensor([0.]), torch.tensor([0.])), flat, 32)
+    assert torch.equal(side[:, 0], side[:, 4])                       # from the side nobody sees it
+
 def test_training_data_can_be_made_again():
-    layers, views = layer_batch('mug', 2, seed=3)
-    assert layers.shape == (2, 5, 64, 64) and views.tolist() == [4, 5]
+    layers, views = layer_batch('mug', 2, seed=10)
+    assert layers.shape == (2, 5, 64, 64) and views.tolist() == [0, 8]
     sums = layers.double().mean((-1, -2))
     assert torch.allclose(sums, torch.tensor(MUG_MEANS).double(), atol=.05), sums   # not bit by bit: other machines round otherwise
-    again, _ = layer_batch('mug', 2, seed=3)
+    again, _ = layer_batch('mug', 2, seed=10)
     assert torch.equal(layers, again)
 
 def test_cameras_lights_and_backgrounds():
@@ -158,5 +166,5 @@ def test_as_field(name):
     assert density.shape == (2000,) and albedo.shape == (2000, 3)
     assert torch.equal(density > 25, distance(name, p) < 0) and density.max() <= 50
     own = torch.tensor(COLOURS['pink'])
-    allowed = torch.stack([torch.tensor(c) if c else own for _, c in OBJECTS[name]])
+    allowed = torch.stack([torch.tensor(c) if isinstance(c, tuple) else c*own for _, c in OBJECTS[name]])
     assert (torch.cdist(albedo, allowed).amin(1) < 1e-6).all()
