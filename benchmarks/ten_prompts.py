@@ -2,21 +2,23 @@
 
     python benchmarks/ten_prompts.py --out runs/ten
 
-Each row is one prompt: eight views of the shaded object, a quarter turn apart in pairs. A row that is there already is not made again.
+Each row is one prompt: the shaded object once around at 20 degrees, then from 45 degrees (two views) and 70 (two). Its marks (notebook 13) are printed beside it.
+A run that is there already is not made again.
 """
-import argparse, json
+import argparse, json, statistics
 from pathlib import Path
 import torch
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.cli import generate_run, slug
+from dreamfusion_nb.evaluate import marks
 from dreamfusion_nb.generate import QUALITIES, Scene, lamp_by, look
 from dreamfusion_nb.shapeworld import random_prompts
 from dreamfusion_nb.viz import sheet, to_uint8
 
-def row(folder, size):
-    "Eight views of a finished run, (8, 3, size, size)"
-    cameras = orbit(torch.arange(8)*45., 20., 2.5, 1.3)
-    return look(Scene.load(folder/'scene.safetensors'), cameras, size, 96, lamp_by(cameras)).rgb.movedim(-1, 1)
+def row(scene, size):
+    "Twelve views of a finished object, (12, 3, size, size)"
+    cameras = orbit(torch.cat([torch.arange(8)*45., torch.tensor([45., 225., 0., 135.])]), torch.tensor([20.]*8 + [45.]*2 + [70.]*2), 2.5, 1.3)
+    return look(scene, cameras, size, 96, lamp_by(cameras)).rgb.movedim(-1, 1)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -28,19 +30,21 @@ def main():
     p.add_argument('--size', type=int, default=80, help='pixels per picture (default 80)')
     a = p.parse_args()
     from PIL import Image, ImageDraw
-    prompts, rows, seconds = random_prompts(a.prompts, a.draw), [], {}
+    prompts, rows, results = random_prompts(a.prompts, a.draw), [], {}
     for prompt in prompts:
         folder = a.out/slug(prompt)
         if not folder.exists(): generate_run(prompt, folder, seed=a.seed, quality=a.quality, resume=folder.with_name(folder.name + '.partial').exists())
-        seconds[prompt] = json.loads((folder/'run.json').read_text())['seconds']['total']
-        rows.append(row(folder, a.size))
-        print(f'{prompt:24} {seconds[prompt]:6.1f} s', flush=True)
+        scene = Scene.load(folder/'scene.safetensors')
+        results[prompt] = {'seconds': json.loads((folder/'run.json').read_text())['seconds']['total'], **marks(scene)[0]}
+        rows.append(row(scene, a.size))
+        print(f'{prompt:24}', ', '.join(f'{k} {v:.3g}' for k, v in results[prompt].items()), flush=True)
     picture = Image.fromarray(to_uint8(sheet(rows)))
     page = Image.new('RGB', (picture.width + 130, picture.height), 'white')
     page.paste(picture, (130, 0))
     for i, prompt in enumerate(prompts): ImageDraw.Draw(page).text((6, i*(a.size + 2) + a.size//2 - 5), prompt, fill='black')
     page.quantize(128).save(a.out/'sheet.png', optimize=True)
-    (a.out/'seconds.json').write_text(json.dumps(seconds, indent=1) + '\n')
-    print(f'median {sorted(seconds.values())[len(seconds)//2]:.1f} s, longest {max(seconds.values()):.1f} s; {a.out/"sheet.png"}')
+    (a.out/'results.json').write_text(json.dumps(results, indent=1) + '\n')
+    print('median  ' + ', '.join(f'{k} {statistics.median(r[k] for r in results.values()):.3g}' for k in results[prompts[0]]))
+    print(f'longest {max(r["seconds"] for r in results.values()):.1f} s; {a.out/"sheet.png"}')
 
 if __name__ == '__main__': main()

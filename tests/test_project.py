@@ -109,6 +109,7 @@ ARROWS = {
     'generate': ['field', 'shading', 'regularizers', 'sds'],
     'cli': ['generate', 'mesh'],
     'shapeworld': ['cameras', 'shading'], 'train_prior': ['shapeworld', 'prior'],
+    'evaluate': ['generate', 'mesh', 'shapeworld'],
 }
 LAZY = {'diffusers', 'transformers', 'mcubes', 'skimage', 'trimesh', 'ipywidgets', 'matplotlib', 'scipy', 'tinycudann', 'imageio'}
 NEVER = {'nbdev', 'fastcore', 'execnb', 'IPython', 'pkg_resources', 'jupytext'}
