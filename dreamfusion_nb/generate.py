@@ -32,7 +32,7 @@ from .viz import depth_image, normal_image, sheet
 @dataclass(frozen=True)
 class Settings:
     "Everything that a run depends on besides prompt, prior and seed; the defaults are quality `draft`"
-    steps:int = 600                       # optimisation steps
+    steps:int = 800                       # optimisation steps
     views:int = 1                         # pictures per step
     sizes:tuple = ((0., 32), (.5, 64))    # (share of the run from which it holds, rendered pixels per side)
     samples:int = 48                      # per ray
@@ -44,11 +44,11 @@ class Settings:
     warmup:float = .02                    # share of the run until the peak (linear)
     fine_views:bool = True                # seventeen view phrases in the prompts; False: the paper's four words
     guidance:float = 20.                  # w of the paper's form
-    clip:float|None = 2.                  # how far from 0 a guided guess of the picture may lie (pictures lie in [-1, 1]); None: no limit (the paper's)
+    contrast:float|None = .85             # the most that a guided guess of the picture may have, in units of the prior's pictures; None: no bound (the paper's)
     weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets them push nearly alike
     t_high:tuple = (.99, .9)              # highest noise level at the start and the end, share of the schedule
     t_low:tuple = (.8, .3)                # lowest noise level at the start and the end, share of the schedule
-    elevation:tuple = (-10., 80.)         # of the cameras, degrees
+    elevation:tuple = (-10., 60.)         # of the cameras, degrees; above 60 the view phrase (overhead) says nothing of the azimuth
     distance:tuple = (2.3, 2.7)           # of the cameras, scene units
     focal:tuple = (1.25, 1.4)             # focal lengths, image widths
     position_jitter:float = .05           # of the camera, half-width of a uniform offset, scene units
@@ -81,7 +81,7 @@ def grid_field(
 FIELDS = {'grid': grid_field, 'mlp': NerfMLP, 'hash': HashField}
 
 PAPER = Settings(fine_views=False, weight_power=0., steps=15000, views=4, sizes=((0., 64),), samples=128, radius=1.4, field='mlp', background='mlp', lr=1e-4, lr_end=.01, warmup=.2,
-                 guidance=100., clip=None, t_high=(.98, .98), t_low=(.02, .02), elevation=(-10., 90.), distance=(1., 1.5), focal=(.7, 1.35), position_jitter=.1, target_jitter=.2,
+                 guidance=100., contrast=None, t_high=(.98, .98), t_low=(.02, .02), elevation=(-10., 90.), distance=(1., 1.5), focal=(.7, 1.35), position_jitter=.1, target_jitter=.2,
                  light_distance=(.8, 1.5), ambient=(.1, .1), albedo_until=1/15, textureless=.5, lambda_opacity=(3e-3, 3e-3), lambda_entropy=(0., 0.),
                  lambda_orient=(1e-4, 1e-2), lambda_smooth=0., occupancy_from=1., normal_eps=.01, blur=(5e-2, 2e-3))
 QUALITIES = {'draft': Settings(), 'standard': Settings(steps=1500, samples=64), 'fine': Settings(steps=4000, samples=96, views=2), 'paper': PAPER}
@@ -293,7 +293,7 @@ class Dream:
         steps = sample_steps(s.views, *annealed_range(self.done, s.t_high, s.t_low), generator=g)
         noise = torch.randn(z.shape, generator=g).to(z)
         grad = sds_grad(self.prior, z, cond, self.uncond, steps, noise, s.guidance,
-                        lambda alpha_t, sigma_t: sigma_t**2/alpha_t**s.weight_power, s.clip)
+                        lambda alpha_t, sigma_t: sigma_t**2/alpha_t**s.weight_power, s.contrast)
         clock.append(time.perf_counter())
         loss = apply_grad(z, grad)/z.numel() + self.regularizer(rays, r)
         self.optimiser.zero_grad()

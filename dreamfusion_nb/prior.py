@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PARTS', 'cosine_schedule', 'at', 'add_noise', 'mixture_log_prob', 'mixture_score', 'GaussianMixturePrior', 'guided',
-           'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'eps_from_x', 'PixelPrior', 'prior_folder',
-           'load_part', 'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
+           'both_eps', 'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'eps_from_x', 'PixelPrior',
+           'prior_folder', 'load_part', 'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
 
 # %% ../nbs/06_prior.ipynb #18b921c0
 from contextlib import contextmanager
@@ -123,6 +123,17 @@ def guided(
     return eps_cond + guidance*(eps_cond - eps_uncond)
 
 # %% ../nbs/06_prior.ipynb #0c8c9c12
+def both_eps(
+    prior,         # anything with `eps(z_t, step, cond)`
+    z_t:Tensor,    # (n, ...)
+    step:Tensor,   # int64, (n,)
+    cond:Tensor,   # encoded prompts, (n, tokens, dim)
+    uncond:Tensor, # encoded empty prompt, (1 or n, tokens, dim)
+)->tuple[Tensor, Tensor]: # (n, ...) each
+    "Noise predicted with the prompt and with the empty prompt, in one batch"
+    both = torch.cat([cond, uncond.expand_as(cond)])
+    return prior.eps(torch.cat([z_t, z_t]), torch.cat([step, step]), both).chunk(2)
+
 def guided_eps(
     prior,          # anything with `eps(z_t, step, cond)`
     z_t:Tensor,     # (n, ...)
@@ -131,10 +142,8 @@ def guided_eps(
     uncond:Tensor,  # encoded empty prompt, (1 or n, tokens, dim)
     guidance:float, # w of the paper
 )->Tensor:          # (n, ...)
-    "Guided noise prediction; prompt and empty prompt go through the network as one batch"
-    both = torch.cat([cond, uncond.expand_as(cond)])
-    eps_cond, eps_uncond = prior.eps(torch.cat([z_t, z_t]), torch.cat([step, step]), both).chunk(2)
-    return guided(eps_cond, eps_uncond, guidance)
+    "Guided noise prediction"
+    return guided(*both_eps(prior, z_t, step, cond, uncond), guidance)
 
 # %% ../nbs/06_prior.ipynb #f28175c4
 def x_from_eps(

@@ -2,16 +2,16 @@
 import pytest
 import torch
 from dreamfusion_nb.prior import GaussianMixturePrior
-from dreamfusion_nb.sds import annealed_range, apply_grad, sample_steps, sds_grad
+from dreamfusion_nb.sds import annealed_range, apply_grad, hold_contrast, sample_steps, sds_grad
 from dreamfusion_nb.utils import seeded
 
 @pytest.fixture
 def toy(): return GaussianMixturePrior(torch.tensor([[-1., 0.], [1., 0.]]), .3, names=['left', 'right'])
 
-def draw(toy, z, guidance=2., weight=None, prompt='left', clip=None):
+def draw(toy, z, guidance=2., weight=None, prompt='left', contrast=None):
     n = len(z)
     return sds_grad(toy, z, toy.encode([prompt]*n), toy.encode(['']), torch.linspace(50, 950, n).long(),
-                    torch.randn(z.shape, generator=seeded(0)), guidance, weight, clip)
+                    torch.randn(z.shape, generator=seeded(0)), guidance, weight, contrast)
 
 def test_shape_and_no_graph(toy):
     z = torch.randn(6, 2, requires_grad=True)
@@ -41,16 +41,27 @@ def test_not_finite_stops(toy, bad):
     z = torch.randn(6, 2); z[3, 1] = bad
     with pytest.raises(FloatingPointError, match='not finite'): draw(toy, z)
 
-def test_clip_hides_no_infinity(toy, monkeypatch):
+def test_held_contrast_hides_no_infinity(toy, monkeypatch):
     only_the_prompt = lambda z_t, step, cond: torch.cat([torch.full_like(z_t[:6], float('inf')), torch.zeros_like(z_t[6:])])   # guided, still infinite, not NaN
     monkeypatch.setattr(toy, 'eps', only_the_prompt)
-    for clip in (None, 2.):
-        with pytest.raises(FloatingPointError, match='not finite'): draw(toy, torch.randn(6, 2), clip=clip)
+    for contrast in (None, .6):
+        with pytest.raises(FloatingPointError, match='not finite'): draw(toy, torch.randn(6, 2), contrast=contrast)
 
-def test_a_clip_that_nothing_reaches_changes_nothing(toy):
+def test_a_contrast_that_nothing_reaches_changes_nothing_but_the_mean(toy):
     z = torch.randn(6, 2)
-    assert torch.allclose(draw(toy, z, clip=1e3), draw(toy, z), atol=1e-5)
-    assert not torch.allclose(draw(toy, z, guidance=50., clip=1.), draw(toy, z, guidance=50.), atol=1e-2)
+    assert torch.allclose(draw(toy, z, guidance=0., contrast=1e3), draw(toy, z, guidance=0.), atol=1e-5)
+    gap = draw(toy, z, guidance=5., contrast=1e3) - draw(toy, z, guidance=5.)
+    assert gap.abs().max() > .01 and torch.allclose(gap[:, 0], gap[:, 1], atol=1e-4)
+
+def test_hold_contrast():
+    guess, plain = 5*torch.randn(3, 3, 8, 8) + 1, torch.randn(3, 3, 8, 8)
+    guess[2] = .1*guess[2]                                             # little contrast: left alone
+    held = hold_contrast(guess, plain, .6)
+    mean, std = held.flatten(1).mean(1), held.flatten(1).std(1)
+    assert torch.allclose(mean, plain.flatten(1).mean(1), atol=1e-5)
+    assert torch.allclose(std, torch.tensor([.6, .6, guess[2].std().item()]), atol=1e-5)
+    assert torch.allclose(held[1:2], hold_contrast(guess[1:2], plain[1:2], .6))
+    assert torch.equal(hold_contrast(torch.ones(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), .6), torch.zeros(1, 3, 4, 4))   # no contrast at all
 
 def test_apply_grad_gives_the_gradient():
     theta, grad = torch.randn(3, 4, requires_grad=True), torch.randn(3, 4)
