@@ -122,10 +122,11 @@ def chamfer(
 def shape_accuracy(
     mesh:Mesh, # an object
     name:str,  # what it should be, one of `OBJECTS`
+    truth:Mesh,# the same as a mesh, from `true_mesh`
 )->tuple[dict, Placement]: # `iou`; `chamfer`, in units of the true shape; and where that stands
     "How much an object and the true shape agree, after the best yaw, scale and shift"
     placement, agreement = best_placement(mesh, partial(distance, name))
-    return {'iou': agreement, 'chamfer': chamfer(placement.undo(surface_points(mesh)), surface_points(true_mesh(name)))}, placement
+    return {'iou': agreement, 'chamfer': chamfer(placement.undo(surface_points(mesh)), surface_points(truth))}, placement
 
 # %% ../nbs/13_evaluate.ipynb #9e651c84
 def colour_difference(
@@ -138,13 +139,11 @@ def colour_difference(
 
 def colour_accuracy(
     mesh:Mesh,           # an object
-    name:str,            # what it should be, one of `OBJECTS`
-    colour:str,          # in which colour, one of `COLOURS`
+    truth:Mesh,          # what it should be, from `true_mesh`
     placement:Placement, # where the true shape stands, from `shape_accuracy`
 )->float:                # median over the surface, CIEDE2000
     "How far the colours of an object are from the true ones"
     from scipy.spatial import KDTree
-    truth = true_mesh(name, colour)
     nearest = torch.from_numpy(KDTree(truth.vertices.numpy()).query(placement.undo(mesh.vertices).numpy())[1])
     return colour_difference(mesh.colours, truth.colours[nearest]).median().item()
 
@@ -185,8 +184,8 @@ def marks(
 )->tuple[dict, Placement]: # the marks by name, and where the true shape stands
     "Shape, colour, floaters, fog and fullness of a finished object"
     name, colour = meaning(scene.prompt)
-    mesh = extract_mesh(scene.field, radius=scene.settings.radius)
-    shape, placement = shape_accuracy(mesh, name)
+    mesh, truth = extract_mesh(scene.field, radius=scene.settings.radius), true_mesh(name, colour)
+    shape, placement = shape_accuracy(mesh, name, truth)
     opacity = look(scene, orbit(torch.arange(8)*45., 30., 2.5, 1.3), size).opacity
-    return {**shape, 'colour': colour_accuracy(mesh, name, colour, placement), 'floaters': floaters(mesh), 'fog': fog(opacity),
-            'fullness': abs(volume(mesh))/(4/3*math.pi*scene.settings.radius**3)}, placement
+    return {**shape, 'colour': colour_accuracy(mesh, truth, placement), 'floaters': floaters(mesh), 'fog': fog(opacity),
+            'fullness': volume(mesh)/(4/3*math.pi*scene.settings.radius**3)}, placement

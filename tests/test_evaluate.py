@@ -4,7 +4,7 @@ import torch
 from functools import partial
 from torch import nn
 from dreamfusion_nb.evaluate import (Placement, best_placement, chamfer, colour_accuracy, colour_difference, floaters, fog, inside, iou, marks, meaning,
-                                     shape_accuracy, spread_points, surface_points, true_mesh)
+                                     spread_points, surface_points, true_mesh)
 from dreamfusion_nb.generate import Scene, Settings
 from dreamfusion_nb.mesh import Mesh, extract_mesh
 from dreamfusion_nb.shapeworld import as_field, ball, box, cut, distance
@@ -63,9 +63,9 @@ def test_colour_difference():
     assert (colour_difference(a, a) == 0).all() and torch.allclose(colour_difference(a, 1 - a), colour_difference(1 - a, a))
 
 def test_colours_are_judged_where_they_are():
-    still, car = Placement(0., 1., torch.zeros(3)), true_mesh('house', 'blue')
-    assert colour_accuracy(car, 'house', 'blue', still) == 0
-    assert colour_accuracy(Mesh(car.vertices, car.faces, car.colours.flip(1)), 'house', 'blue', still) > 5
+    still, house = Placement(0., 1., torch.zeros(3)), true_mesh('house', 'blue')
+    assert colour_accuracy(house, house, still) == 0
+    assert colour_accuracy(Mesh(house.vertices, house.faces, house.colours.flip(1)), house, still) > 5
 
 def test_floaters_and_bubbles():
     bubble = cut(ball((0, 0, 0), .6), ball((0, 0, 0), .3))
