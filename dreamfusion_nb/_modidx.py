@@ -363,6 +363,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'dreamfusion_nb/train_prior.py'),
                                             'dreamfusion_nb.train_prior.train': ( 'a2_train_prior.html#train',
                                                                                   'dreamfusion_nb/train_prior.py'),
+                                            'dreamfusion_nb.train_prior.trained_models': ( 'a2_train_prior.html#trained_models',
+                                                                                           'dreamfusion_nb/train_prior.py'),
                                             'dreamfusion_nb.train_prior.vocabulary': ( 'a2_train_prior.html#vocabulary',
                                                                                        'dreamfusion_nb/train_prior.py'),
                                             'dreamfusion_nb.train_prior.world_layers': ( 'a2_train_prior.html#world_layers',

@@ -155,7 +155,7 @@ def view_index(
 
 # %% ../nbs/03_cameras.ipynb #03c0a2
 SIDES = 'front', 'front left', 'left side', 'back left', 'back', 'back right', 'right side', 'front right' # every 45 degrees of azimuth, from 0
-POSES = *(f'low {side}' for side in SIDES), *(f'high {side}' for side in SIDES), 'overhead'
+POSES = *(f'{height} {side}' for height in ('low', 'high', 'overhead') for side in SIDES),
 
 def pose_index(
     azimuth:Tensor,   # degrees, (...,)
@@ -163,6 +163,6 @@ def pose_index(
     high=20.,         # elevation from which we look from above, degrees
     overhead=60.,     # elevation from which a view is overhead, degrees
 )->Tensor:            # index into `POSES`, (...,)
-    "Nearest of the seventeen finer view phrases"
+    "Nearest of the twenty-four finer view phrases"
     side = (azimuth/45).round().long() % len(SIDES)
-    return torch.where(elevation > overhead, len(POSES) - 1, side + len(SIDES)*(elevation > high))
+    return side + len(SIDES)*((elevation > high).long() + (elevation > overhead))

@@ -42,13 +42,13 @@ class Settings:
     lr:float = .05                        # Adam's step size at its peak
     lr_end:float = .1                     # share of it that is left at the end (cosine)
     warmup:float = .02                    # share of the run until the peak (linear)
-    fine_views:bool = True                # seventeen view phrases in the prompts; False: the paper's four words
+    fine_views:bool = True                # twenty-four view phrases in the prompts; False: the paper's four words
     guidance:float = 20.                  # w of the paper's form
     contrast:float|None = .85             # the most that a guided guess of the picture may have, in units of the prior's pictures; None: no bound (the paper's)
     weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets them push nearly alike
-    t_high:tuple = (.99, .9)              # highest noise level at the start and the end, share of the schedule
-    t_low:tuple = (.8, .3)                # lowest noise level at the start and the end, share of the schedule
-    elevation:tuple = (-10., 60.)         # of the cameras, degrees; above 60 the view phrase (overhead) says nothing of the azimuth
+    t_high:tuple = (.99, .95)             # highest noise level at the start and the end, share of the schedule
+    t_low:tuple = (.9, .7)                # lowest noise level at the start and the end, share of the schedule
+    elevation:tuple = (-10., 90.)         # of the cameras, degrees; the paper's
     distance:tuple = (2.3, 2.7)           # of the cameras, scene units
     focal:tuple = (1.25, 1.4)             # focal lengths, image widths
     position_jitter:float = .05           # of the camera, half-width of a uniform offset, scene units

@@ -170,7 +170,7 @@ OBJECTS = {
     'cube': [(box((0, 0, 0), (.53, .53, .53), .05), OWN)],
     'cone': [(cone((0, -.65, 0), 1.35, .68), OWN)],
     'ring': [(torus((0, 0, 0), .54, .22, axis=2), OWN)],
-    'mug': [(cut(union(cylinder((-.17, 0, 0), .45, .55), torus((.3, 0, 0), .33, .11, axis=2)), cylinder((-.17, .25, 0), .4, .69)), OWN),
+    'mug': [(cut(union(cylinder((-.17, 0, 0), .45, .55), torus((.3, 0, 0), .28, .14, axis=2)), cylinder((-.17, .25, 0), .4, .69)), OWN),
             (cut(cylinder((-.17, 0, 0), .42, .5), cylinder((-.17, .25, 0), .36, .65)), SHADED)],
     'table': [(box((0, .33, 0), (.6, .1, .5)), OWN),
               (mirrored(box((.46, -.15, .36), (.11, .42, .11)), (0, 2)), OWN)],

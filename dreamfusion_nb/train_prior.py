@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PREFIXES', 'TOKENS', 'PATCH', 'PHRASES', 'BLIND', 'vocabulary', 'new_tokenizer', 'new_models', 'world_layers',
            'paper_word', 'mean_layers', 'random_caption', 'picture_batch', 'loss_weight', 'noise_levels',
-           'denoising_loss', 'learning_rate', 'blind_share', 'save_prior', 'Training', 'train', 'main']
+           'denoising_loss', 'learning_rate', 'blind_share', 'save_prior', 'Training', 'trained_models', 'train',
+           'main']
 
 # %% ../nbs/A2_train_prior.ipynb #133e0724
 import argparse, json, os, time
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 import safetensors.torch
 from .cameras import POSES, VIEWS
 from .shapeworld import BACKGROUND, COLOURS, OBJECTS, caption, compose, layer_batch, sample_backgrounds
-from .prior import PixelPrior, add_noise, at
+from .prior import PixelPrior, add_noise, at, load_prior
 from .utils import UserError, seeded, write_atomic
 
 # %% ../nbs/A2_train_prior.ipynb #6f1762ce
@@ -98,7 +99,8 @@ def paper_word(
     pose:str, # one of POSES
 )->str:       # one of VIEWS; '' for what lies between two of them
     "What the paper's four words call a view"
-    side = pose.removeprefix('low ').removeprefix('high ')
+    height, side = pose.split(' ', 1)
+    if height in VIEWS: return height
     return next((v for v in VIEWS if side in (v, f'left {v}', f'right {v}')), '')
 
 def mean_layers(
@@ -231,10 +233,11 @@ class Training:
         batch=16,         # pictures per step, of all processes together
         seed=0,           # of everything
         device='cpu',     # a torch device
+        peak=1.2e-3,      # of the learning rate
     ):
         transformer, text, tokenizer, scheduler = models
         self.prior = PixelPrior(transformer.to(device), text.to(device), tokenizer, scheduler)
-        self.layers, self.views, self.means, self.pictures, self.batch, self.seed, self.step = layers, views, mean_layers(layers, views), pictures, batch, seed, 0
+        self.layers, self.views, self.means, self.pictures, self.batch, self.seed, self.peak, self.step = layers, views, mean_layers(layers, views), pictures, batch, seed, peak, 0
         words = [*transformer.context_embedder.parameters(), *transformer.time_text_embed.text_embedder.parameters()]
         known = {id(p) for p in words}
         rest = [p for p in transformer.parameters() if id(p) not in known]
@@ -266,7 +269,7 @@ class Training:
         "One step"
         loss = self.gradient()
         nn.utils.clip_grad_norm_(self.parameters, 1.)
-        for group in self.optimiser.param_groups: group['lr'] = group['factor']*learning_rate((self.step + 1)*self.batch, self.pictures)
+        for group in self.optimiser.param_groups: group['lr'] = group['factor']*learning_rate((self.step + 1)*self.batch, self.pictures, self.peak)
         self.optimiser.step()
         self.step += 1
         torch._foreach_lerp_(self.average, [p.detach() for p in self.parameters], 1 - min(.998, (1 + self.step)/(20 + self.step)))
@@ -299,6 +302,16 @@ class Training:
         for p, n in zip(self.parameters, now): p.copy_(n)
 
 # %% ../nbs/A2_train_prior.ipynb #914b6cce
+def trained_models(
+    folder, # of a prior
+)->tuple:   # as from `new_models`
+    "The four parts of a prior, ready to be trained further"
+    prior = load_prior(folder)
+    made = {k: v for k, v in prior.transformer.config.items() if k != '_name_or_path'}     # what it is, not where it came from
+    transformer = type(prior.transformer).from_config(made)
+    transformer.load_state_dict(prior.transformer.state_dict())
+    return transformer, prior.text_encoder, new_tokenizer(), prior.scheduler
+
 def train(
     out,              # folder for the prior, its checkpoint and its log
     pictures=220_000, # to see in all
@@ -308,6 +321,8 @@ def train(
     per_object=1280,  # traced views of each object
     every=250,        # steps between checkpoints
     models=None,      # other `new_models`
+    base=None,        # folder of a prior whose weights it begins with; None: new ones
+    peak=1.2e-3,      # of the learning rate
 )->Path:
     "Train a prior, or go on with it if the folder holds a checkpoint"
     from tqdm.auto import tqdm
@@ -317,7 +332,8 @@ def train(
     first = not dist.is_initialized() or dist.get_rank() == 0              # one process writes the files
     if first: world_layers(out, per_object, progress=True)
     if dist.is_initialized(): dist.barrier()
-    run = Training(models or new_models(seed), *world_layers(out, per_object), pictures, batch, seed, device)
+    models = models or (trained_models(base) if base else new_models(seed))
+    run = Training(models, *world_layers(out, per_object), pictures, batch, seed, device, peak)
     if checkpoint.exists():
         try: run.restore(safetensors.torch.load_file(checkpoint))
         except Exception as e: raise UserError(f'{checkpoint} is damaged or belongs to another model: remove it to start again.') from e
@@ -350,6 +366,8 @@ def main(argv=None):
     p.add_argument('--batch', type=int, default=16, help='pictures per step, of all processes together')
     p.add_argument('--seed', type=int, default=0, help='of everything')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
+    p.add_argument('--base', help='folder of a prior to begin with', default=argparse.SUPPRESS)
+    p.add_argument('--peak', type=float, default=1.2e-3, help='of the learning rate')
     args = p.parse_args(argv)
     if 'WORLD_SIZE' in os.environ: dist.init_process_group('nccl' if args.device.startswith('cuda') else 'gloo') # started by torchrun
     try: train(**vars(args))

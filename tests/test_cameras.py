@@ -109,11 +109,11 @@ def test_view_index_at_its_borders():
 
 
 def test_pose_index_at_its_borders():
-    azimuth = torch.tensor([0., 22., 23., 90., -90., 180., -180., 337., 338., 0., 45., 45.])
-    elevation = torch.tensor([-10., 20., 20., 0., 0., 0., 0., 0., 0., 21., 60., 61.])
+    azimuth = torch.tensor([0., 22., 23., 90., -90., 180., -180., 337., 338., 0., 45., 45., -45., 0.])
+    elevation = torch.tensor([-10., 20., 20., 0., 0., 0., 0., 0., 0., 21., 60., 61., 75., 90.])
     expected = ['low front', 'low front', 'low front left', 'low left side', 'low right side', 'low back', 'low back', 'low front right', 'low front', 'high front',
-                'high front left', 'overhead']
-    assert [POSES[i] for i in pose_index(azimuth, elevation)] == expected and len(set(POSES)) == 17
+                'high front left', 'overhead front left', 'overhead front right', 'overhead front']
+    assert [POSES[i] for i in pose_index(azimuth, elevation)] == expected and len(set(POSES)) == 24
 
 
 def test_to_moves_everything():

@@ -23,7 +23,7 @@ def test_every_quality_and_field_takes_steps(prior, quality, field):
     assert [r['step'] for r in rows] == [1, 2] and all(torch.isfinite(p).all() for p in dream.modules.parameters())
     assert any(not torch.equal(a, b) for a, b in zip(before, dream.modules.parameters()))
 
-@pytest.mark.parametrize('fine, number', [(True, 17), (False, 4)])
+@pytest.mark.parametrize('fine, number', [(True, 24), (False, 4)])
 def test_the_prompt_names_the_side_that_the_camera_sees(prior, monkeypatch, fine, number):
     asked, drawn = [], []
     class Listening:

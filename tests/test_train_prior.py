@@ -23,7 +23,7 @@ train(sys.argv[1], pictures=24, batch=4, per_object=40, models=new_models(0, 32,
 def folder(tmp_path):
     "A folder whose traced views are noise, so that nothing needs tracing"
     layers = torch.randint(256, (len(OBJECTS), 40, 5, 64, 64), generator=seeded(0), dtype=torch.uint8)
-    views = torch.arange(40).remainder(17).expand(len(OBJECTS), 40).contiguous()
+    views = torch.arange(40).remainder(24).expand(len(OBJECTS), 40).contiguous()
     def make(name):
         (tmp_path/name).mkdir()
         safetensors.torch.save_file({'layers': layers, 'views': views}, tmp_path/name/'world-40.safetensors')
@@ -59,6 +59,15 @@ def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_is_named(folder):
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
     with pytest.raises(UserError, match='checkpoint.*damaged'): tiny(out)
 
+def test_training_begins_with_the_weights_it_is_given(folder):
+    first, second = folder('first'), folder('second')
+    tiny(first)
+    train(second, pictures=8, batch=4, per_object=40, base=first, peak=1e-5)
+    a, b = (safetensors.torch.load_file(f/'transformer'/'diffusion_pytorch_model.safetensors') for f in (first, second))
+    moved = max((a[k].float() - b[k].float()).abs().max().item() for k in a)
+    assert 0 < moved < .01                                                 # by two small steps, and the rounding of float16
+    with pytest.raises(UserError, match='no prior'): train(folder('third'), per_object=40, base=second.parent)
+
 def test_a_loss_that_is_not_finite_stops_the_run(folder):
     kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
     run = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views'], pictures=24, batch=4)
@@ -84,18 +93,18 @@ def test_schedules_at_their_corners():
 
 def test_means_are_means():
     layers = torch.randint(256, (2, 6, 5, 64, 64), generator=seeded(1), dtype=torch.uint8)
-    views = torch.tensor([[POSES.index(p) for p in row] for row in (['low front']*2 + ['high front', 'low front left', 'low left side', 'overhead'],
-                                                                    ['low front left', 'overhead', 'high front'] + ['low front']*3)])
+    views = torch.tensor([[POSES.index(p) for p in row] for row in (['low front']*2 + ['high front', 'low front left', 'low left side', 'overhead back'],
+                                                                    ['low front left', 'overhead front', 'high front'] + ['low front']*3)])
     means = mean_layers(layers, views)
     def mean(k, phrase): return means[k, PHRASES.index(phrase)]
     assert means.shape == (3, len(PHRASES), 5, 64, 64) and (mean(0, 'low back') == 0).all()     # never seen from behind
-    for got, true in ((mean(1, 'low front'), layers[1, 3:]), (mean(0, 'front'), layers[0, :3]), (mean(0, 'side'), layers[0, 4:5]), (mean(0, ''), layers[0])):
+    for got, true in ((mean(1, 'low front'), layers[1, 3:]), (mean(0, 'front'), layers[0, :3]), (mean(0, 'side'), layers[0, 4:5]), (mean(1, 'overhead'), layers[1, 1:2]), (mean(1, 'overhead front'), layers[1, 1:2]), (mean(0, ''), layers[0])):
         assert torch.allclose(got, true.float().mean(0), atol=1e-3)
     assert torch.allclose(mean(2, ''), layers.flatten(0, 1).float().mean(0), atol=1e-3)         # everything
 
 def test_a_mean_leaves_open_what_its_caption_leaves_open():
-    views = torch.arange(34).remainder(17).expand(len(OBJECTS), 34)
-    layers = torch.randint(256, (len(OBJECTS), 34, 5, 8, 8), generator=seeded(2), dtype=torch.uint8)
+    views = torch.arange(48).remainder(24).expand(len(OBJECTS), 48)
+    layers = torch.randint(256, (len(OBJECTS), 48, 5, 8, 8), generator=seeded(2), dtype=torch.uint8)
     means = mean_layers(layers, views)
     _, got, captions = picture_batch(layers, views, means, 200, seed=5)
     grey, names, colours, seen = torch.full((1, 3), .575), list(OBJECTS), torch.tensor(list(COLOURS.values())), set()
