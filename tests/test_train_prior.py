@@ -62,10 +62,10 @@ def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_is_named(folder):
 def test_training_begins_with_the_weights_it_is_given(folder):
     first, second = folder('first'), folder('second')
     tiny(first)
-    train(second, pictures=8, batch=4, per_object=40, base=first, peak=1e-5)
+    train(second, pictures=8, batch=4, per_object=40, base=first, peak=1.)
     a, b = (safetensors.torch.load_file(f/'transformer'/'diffusion_pytorch_model.safetensors') for f in (first, second))
     moved = max((a[k].float() - b[k].float()).abs().max().item() for k in a)
-    assert 0 < moved < .01                                                 # by two small steps, and the rounding of float16
+    assert 0 < moved < .05                                                 # by two steps of the warm-up
     with pytest.raises(UserError, match='no prior'): train(folder('third'), per_object=40, base=second.parent)
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder):
