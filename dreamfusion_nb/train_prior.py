@@ -320,8 +320,7 @@ def train(
     device='cpu',     # a torch device
     per_object=1280,  # traced views of each object
     every=250,        # steps between checkpoints
-    models=None,      # other `new_models`
-    base=None,        # folder of a prior whose weights it begins with; None: new ones
+    models=None,      # what it begins with; None: `new_models`
     peak=1.2e-3,      # of the learning rate
 )->Path:
     "Train a prior, or go on with it if the folder holds a checkpoint"
@@ -332,8 +331,7 @@ def train(
     first = not dist.is_initialized() or dist.get_rank() == 0              # one process writes the files
     if first: world_layers(out, per_object, progress=True)
     if dist.is_initialized(): dist.barrier()
-    models = models or (trained_models(base) if base else new_models(seed))
-    run = Training(models, *world_layers(out, per_object), pictures, batch, seed, device, peak)
+    run = Training(models or new_models(seed), *world_layers(out, per_object), pictures, batch, seed, device, peak)
     if checkpoint.exists():
         try: run.restore(safetensors.torch.load_file(checkpoint))
         except Exception as e: raise UserError(f'{checkpoint} is damaged or belongs to another model: remove it to start again.') from e
@@ -366,11 +364,13 @@ def main(argv=None):
     p.add_argument('--batch', type=int, default=16, help='pictures per step, of all processes together')
     p.add_argument('--seed', type=int, default=0, help='of everything')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
-    p.add_argument('--base', help='folder of a prior to begin with', default=argparse.SUPPRESS)
+    p.add_argument('--base', help='folder of a prior to begin with')
     p.add_argument('--peak', type=float, default=1.2e-3, help='of the learning rate')
     args = p.parse_args(argv)
     if 'WORLD_SIZE' in os.environ: dist.init_process_group('nccl' if args.device.startswith('cuda') else 'gloo') # started by torchrun
-    try: train(**vars(args))
+    options = vars(args)
+    base = options.pop('base')
+    try: train(**options, models=trained_models(base) if base else None)
     except KeyboardInterrupt: raise SystemExit(130)
     except (UserError, OSError, FloatingPointError) as e: raise SystemExit(f'train_prior: {e}')
 

@@ -6,7 +6,7 @@ import torch
 from dreamfusion_nb.cameras import POSES, VIEWS
 from dreamfusion_nb.prior import PixelPrior, load_prior
 from dreamfusion_nb.train_prior import (BLIND, PHRASES, Training, blind_share, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels, picture_batch,
-                                        random_caption, train, vocabulary)
+                                        random_caption, train, trained_models, vocabulary)
 from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, compose
 from dreamfusion_nb.utils import UserError, seeded
 
@@ -62,11 +62,11 @@ def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_is_named(folder):
 def test_training_begins_with_the_weights_it_is_given(folder):
     first, second = folder('first'), folder('second')
     tiny(first)
-    train(second, pictures=8, batch=4, per_object=40, base=first, peak=1.)
+    train(second, pictures=8, batch=4, per_object=40, models=trained_models(first), peak=1.)
     a, b = (safetensors.torch.load_file(f/'transformer'/'diffusion_pytorch_model.safetensors') for f in (first, second))
     moved = max((a[k].float() - b[k].float()).abs().max().item() for k in a)
     assert 0 < moved < .05                                                 # by two steps of the warm-up
-    with pytest.raises(UserError, match='no prior'): train(folder('third'), per_object=40, base=second.parent)
+    with pytest.raises(SystemExit, match='no prior'): main(['--out', str(folder('third')), '--base', str(second.parent)])
 
 def test_a_loss_that_is_not_finite_stops_the_run(folder):
     kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
