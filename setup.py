@@ -18,7 +18,7 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=[lib_path]),
     include_package_data=False,
-    package_data={lib_path: ['weights/**/*']},
+    package_data={lib_path: ['weights/**/*', 'judge/**/*']},
     install_requires=settings['requirements'].split(),
     extras_require={'dev': settings['dev_requirements'].split()},
     entry_points={

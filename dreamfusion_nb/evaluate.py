@@ -4,27 +4,35 @@
 
 # %% auto #0
 __all__ = ['true_mesh', 'inside', 'spread_points', 'iou', 'Placement', 'best_placement', 'surface_points', 'chamfer',
-           'shape_accuracy', 'colour_difference', 'colour_accuracy', 'floaters', 'fog', 'meaning', 'marks']
+           'shape_accuracy', 'colour_difference', 'colour_accuracy', 'floaters', 'fog', 'nouns', 'meaning', 'plain',
+           'TrueField', 'true_scene', 'picture_vectors', 'sentence_vectors', 'Judge', 'scaling', 'load_judge',
+           'judged_pictures', 'true_pictures', 'hits', 'seen_sides', 'faces', 'facing', 'side_marks', 'marks']
 
 # %% ../nbs/13_evaluate.ipynb #48fdf94f
-import math
+import json, math, re
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 import torch
-from torch import Tensor
-from .cameras import orbit
-from .generate import Scene, look
+from torch import Tensor, nn
+import torch.nn.functional as F
+import dreamfusion_nb
+from .cameras import POSES, SIDES, VIEWS, orbit, view_index
+from .generate import Scene, Settings, lamp_by, look
 from .mesh import Mesh, components, extract_mesh, to_trimesh, vertex_normals, volume
-from .shapeworld import COLOURS, OBJECTS, as_field, distance
+from .prior import quiet_loading
+from .shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, SYNONYMS, article, as_field, distance
 from .utils import UserError, seeded
 
 # %% ../nbs/13_evaluate.ipynb #3b7207c3
 def true_mesh(
-    name:str,       # one of `OBJECTS`
+    thing,          # one of `OBJECTS`, or (first, relation, second)
     colour='white', # one of `COLOURS`
+    pattern=None,   # one of `PATTERNS`, or None
+    second=None,    # colour of the second object, one of `COLOURS`
 )->Mesh:
     "What the sentence means, as a mesh"
-    return extract_mesh(as_field(name, colour, plateau=100., edge=.01), threshold=50.)      # half of the plateau: where the distance is 0
+    return extract_mesh(as_field(thing, colour, edge=.01, pattern=pattern, second=second), threshold=50.)      # half of the plateau: where the distance is 0
 
 def inside(
     mesh:Mesh, # closed, with triangles that are small beside its details, as marching cubes makes them
@@ -121,11 +129,11 @@ def chamfer(
 
 def shape_accuracy(
     mesh:Mesh, # an object
-    name:str,  # what it should be, one of `OBJECTS`
+    thing,     # what it should be: one of `OBJECTS`, or (first, relation, second)
     truth:Mesh,# the same as a mesh, from `true_mesh`
 )->tuple[dict, Placement]: # `iou`; `chamfer`, in units of the true shape; and where that stands
     "How much an object and the true shape agree, after the best yaw, scale and shift"
-    placement, agreement = best_placement(mesh, partial(distance, name))
+    placement, agreement = best_placement(mesh, partial(distance, thing))
     return {'iou': agreement, 'chamfer': chamfer(placement.undo(surface_points(mesh)), surface_points(truth))}, placement
 
 # %% ../nbs/13_evaluate.ipynb #9e651c84
@@ -168,24 +176,221 @@ def fog(
     return ((shown & (opacity < high)).sum()/shown.sum().clamp(min=1)).item()
 
 # %% ../nbs/13_evaluate.ipynb #8bc14be9
+def nouns(
+    words:list[str], # such as a red striped mug
+)->tuple:            # object, colour, pattern or None; None if it is anything else
+    "Read one object with its colour and its pattern"
+    *before, name = [w for w in words if w not in ('a', 'an', 'the')] or ['']
+    colours, patterns = ([w for w in before if w in table] for table in (COLOURS, PATTERNS))
+    if name in OBJECTS and len(colours) == 1 and len(patterns) < 2 and len(before) == 1 + len(patterns): return name, colours[0], *(patterns or [None])
+
 def meaning(
     prompt:str,
-)->tuple[str, str]: # object and colour
-    "Which object in which colour a sentence of the captioned world asks for"
-    said = prompt.lower().replace(',', ' ').split()
-    names, colours = ([w for w in said if w in table] for table in (OBJECTS, COLOURS))
-    if len(names) != 1 or len(colours) != 1:
-        raise UserError(f'{prompt!r} has no known shape: marks for shape and colour need a sentence with one object and one colour of the captioned world, such as "a red mug".')
-    return names[0], colours[0]
+)->dict: # `thing`: an object, or (first, relation, second); `colour`; `pattern`, or None; `second`, the colour of the second object, or None
+    "What a sentence of the captioned world asks for"
+    text, _, view = prompt.lower().partition(',')
+    text = ' '.join(SYNONYMS.get(w, w) for w in text.split()).removeprefix('a photo of ').removeprefix('a picture of ')
+    relation = next((r for r in RELATIONS if f' {r} ' in text), None)
+    found = [nouns(part.split()) for part in (text.split(f' {relation} ') if relation else [text])]
+    paired = len(found) == 2 and None not in found and found[0][2] is found[1][2] is None
+    if None in found or not (len(found) == 1 or paired) or view.strip().removesuffix(' view') not in ('', *VIEWS, *POSES):
+        raise UserError(f'{prompt!r} has no known shape: marks for shape and colour need a sentence with one object and one colour of the captioned world, such as "a red mug", '
+                        'if need be with a pattern, "a red striped mug", or with a second object, "a red mug on a blue table".')
+    (name, colour, pattern), other = found[0], found[-1]
+    return dict(thing=(name, relation, other[0]) if paired else name, colour=colour, pattern=pattern, second=other[1] if paired else None)
+
+def plain(
+    prompt:str, # a sentence of the captioned world
+)->str:
+    "The same without colours and pattern: what can be told of a white object"
+    thing = meaning(prompt)['thing']
+    if isinstance(thing, str): return f'{article(thing)} {thing}'
+    first, relation, second = thing
+    return f'{article(first)} {first} {relation} {article(second)} {second}'
+
+# %% ../nbs/13_evaluate.ipynb #13ts0002
+class TrueField(nn.Module):
+    "What a sentence means, in the place of an optimised field"
+    def __init__(self,
+        prompt:str, # a sentence of the captioned world
+        edge=.01,   # as in `as_field`
+    ):
+        super().__init__()
+        self.field, self.nothing = as_field(**meaning(prompt), edge=edge), nn.Parameter(torch.zeros(1))       # whose device is asked for
+    def density(self, x): return self.field(x)[0]
+    def forward(self, x, var=None): return self.field(x)
+
+def true_scene(
+    prompt:str, # a sentence of the captioned world
+)->Scene:
+    "The object that a perfect run would end in"
+    return Scene(TrueField(prompt), prompt, Settings(), 0)
+
+# %% ../nbs/13_evaluate.ipynb #13jd0002
+def picture_vectors(
+    model,         # a transformers CLIPModel or VisionTextDualEncoderModel
+    pixels:Tensor, # as it wants them, (n, 3, h, w)
+)->Tensor:         # unit length, (n, d)
+    "Where pictures lie in the space that they share with sentences"
+    return F.normalize(model.visual_projection(model.vision_model(pixel_values=pixels).pooler_output.flatten(1)), dim=-1)
+
+def sentence_vectors(
+    model,               # the same
+    tokenizer,           # its tokenizer
+    sentences:list[str], # n
+)->Tensor:               # unit length, (n, d)
+    "Where sentences lie in that space"
+    tokens = tokenizer(sentences, padding=True, truncation=True, max_length=model.config.text_config.max_position_embeddings, return_tensors='pt').to(model.device)
+    return F.normalize(model.text_projection(model.text_model(input_ids=tokens.input_ids, attention_mask=tokens.attention_mask).pooler_output), dim=-1)
+
+class Judge:
+    "A model that knows which pictures and sentences belong together"
+    def __init__(self,
+        model,            # a transformers CLIPModel or VisionTextDualEncoderModel
+        tokenizer,        # its tokenizer
+        mean=(.5, .5, .5),# of the pixels that it was trained on, per channel
+        std=(.5, .5, .5), # their standard deviation
+    ):
+        self.model, self.tokenizer, self.known = model.eval().requires_grad_(False), tokenizer, {}
+        self.mean, self.std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (mean, std))
+
+    @torch.no_grad()
+    def pictures(self,
+        x:Tensor, # square, (n, 3, h, h) in [0, 1]
+    )->Tensor:    # unit length, (n, d)
+        "Where pictures lie"
+        size = self.model.config.vision_config.image_size
+        if x.shape[-1] != size: x = F.interpolate(x, (size, size), mode='bicubic', antialias=True, align_corners=False).clamp(0, 1)
+        return picture_vectors(self.model, ((x - self.mean)/self.std).to(self.model.device)).cpu()
+
+    @torch.no_grad()
+    def sentences(self,
+        said:list[str], # n
+    )->Tensor:          # unit length, (n, d)
+        "Where sentences lie; each is read once"
+        new = [s for s in dict.fromkeys(said) if s not in self.known]
+        if new: self.known.update(zip(new, sentence_vectors(self.model, self.tokenizer, new).cpu()))
+        return torch.stack([self.known[s] for s in said])
+
+# %% ../nbs/13_evaluate.ipynb #13jd0003
+def scaling(
+    source, # a folder or a hub id
+)->dict:    # `mean` and `std`, for `Judge`
+    "What the model was told to do with pixels; without a word on it, to put them into [-1, 1]"
+    from transformers.utils import cached_file
+    for name in ('preprocessor_config.json', 'processor_config.json'):
+        file = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+        about = json.loads(Path(file).read_text()) if file else {}
+        about = about.get('image_processor', about)
+        if 'image_mean' in about: return dict(mean=about['image_mean'], std=about['image_std'])
+    return {}
+
+def load_judge(
+    name='embedded', # 'embedded', a folder saved by transformers, or a hub id such as openai/clip-vit-base-patch32
+    device='cpu',    # a torch device
+)->Judge:
+    "A judge from the disk or from the hub"
+    from transformers import AutoTokenizer, CLIPModel, VisionTextDualEncoderModel
+    folder = Path(dreamfusion_nb.__file__).parent/'judge' if str(name) == 'embedded' else Path(name)
+    hub = not folder.exists() and re.fullmatch(r'[\w-]+/[\w.-]+', str(name))
+    kind = 'clip'
+    if not hub:
+        if str(name) == 'embedded' and not folder.is_dir(): raise UserError('The embedded judge is missing from this installation: install dreamfusion_nb again.')
+        if not folder.is_dir(): raise UserError(f"There is no judge {str(name)!r}: use 'embedded', a folder, or a hub id such as openai/clip-vit-base-patch32.")
+        config = folder/'config.json'
+        kind = json.loads(config.read_text()).get('model_type') if config.is_file() else None
+        if kind not in ('clip', 'vision-text-dual-encoder'): raise UserError(f'The folder {folder} is no judge: ' + (f'it holds a model of kind {kind!r}, not a CLIP model.' if kind else 'it has no config.json of a CLIP model.'))
+    source = str(name) if hub else folder
+    try:
+        with quiet_loading():
+            tokenizer, scale = AutoTokenizer.from_pretrained(source), scaling(source)
+            model, info = (CLIPModel if kind == 'clip' else VisionTextDualEncoderModel).from_pretrained(source, output_loading_info=True)
+    except Exception as e:                                         # the libraries raise a dozen kinds
+        if hub: raise UserError(f'{name} cannot be had from the hub: check the name and the network, ask for access if the model is gated, or give a folder.') from e
+        raise UserError(f'The judge in {folder} cannot be read: a file is missing or damaged.') from e
+    if info['missing_keys']: raise UserError(f'The judge {name} is incomplete: it lacks {len(info["missing_keys"])} of its weights.')
+    return Judge(model.float().to(device), tokenizer, **scale)
+
+# %% ../nbs/13_evaluate.ipynb #13rp0002
+def judged_pictures(
+    scene:Scene,
+    textureless=False, # a white object, in place of its colours
+    views=8,           # evenly spread around the object
+    size=64,           # pixels per side
+)->Tensor:             # (views, 3, size, size) in [0, 1]
+    "What the judge gets to see: 30 degrees above the horizon, under the lamp, on grey"
+    cameras = orbit(torch.arange(views)*360/views, 30., 2.5, 1.3)
+    return look(scene, cameras, size, 64, lamp_by(cameras), background=.25 if textureless else .6, textureless=textureless).rgb.movedim(-1, 1).clamp(0, 1)
+
+def true_pictures(
+    prompt:str,        # a sentence of the captioned world
+    views=8,           # evenly spread
+    size=64,           # pixels per side
+    textureless=False, # a white object, in place of its colours
+)->Tensor:             # (views, 3, size, size) in [0, 1]
+    "The same of the object that the sentence means"
+    return judged_pictures(true_scene(prompt), textureless, views, size)
+
+# %% ../nbs/13_evaluate.ipynb #13rp0003
+def hits(
+    judge:Judge,
+    pictures:Tensor,    # of one object, (n, 3, h, h) in [0, 1]
+    own:int,            # which of the captions it was made for
+    captions:list[str], # to choose from; the same one twice counts once
+)->Tensor:              # bool, (n,)
+    "Whether the caption that fits a picture best is its own; the mean is R-precision"
+    different = list(dict.fromkeys(captions))
+    best = (judge.pictures(pictures) @ judge.sentences(different).T).argmax(-1)
+    return best == different.index(captions[own])
+
+# %% ../nbs/13_evaluate.ipynb #13fc0002
+def seen_sides(
+    judge:Judge,
+    pictures:Tensor, # of one object, (n, 3, h, h) in [0, 1]
+    prompt:str,      # what it is, without a view
+)->list[str]:        # 'front', 'side' or 'back' for each
+    "From which side the judge thinks that it sees the object"
+    word = [VIEWS[i] for i in view_index(45.*torch.arange(len(SIDES)), torch.zeros(len(SIDES)))]
+    score = judge.pictures(pictures) @ judge.sentences([f'{prompt}, high {side} view' for side in SIDES]).T
+    return [word[i] for i in score.argmax(-1)]
+
+def faces(
+    sides:list[str], # from `seen_sides`, once around the object
+)->int:              # 1 is right, 2 or more is Janus
+    "How many fronts an object has: runs of pictures that are read as the front"
+    return sum(here == 'front' != before for here, before in zip(sides, sides[-1:] + sides[:-1])) or int('front' in sides)
+
+def facing(
+    sides:list[str], # from `seen_sides`
+    azimuths:Tensor, # where the pictures were taken, degrees, (n,)
+)->float:            # in [0, 1]
+    "Share of the pictures that are read as what they are; the front may be wherever that is most"
+    right = [sum(side == VIEWS[i] for side, i in zip(sides, view_index(azimuths - front, torch.zeros(len(azimuths))))) for front in azimuths]
+    return max(right)/len(sides)
+
+# %% ../nbs/13_evaluate.ipynb #13mk0002
+def side_marks(
+    scene:Scene, # with a prompt of the captioned world
+    judge:Judge,
+    views=8,     # evenly spread
+    clear=.75,   # of the true pictures at least that share must be read right; else the object has no sides that the judge can tell
+)->dict:         # `faces` and `facing`; None if the judge cannot tell
+    "Does the object look on each side as it should?"
+    prompt, azimuths = scene.prompt.partition(',')[0], torch.arange(views)*360/views
+    def read(s): return seen_sides(judge, judged_pictures(s, views=views), prompt)
+    if facing(read(true_scene(prompt)), azimuths) < clear: return {'faces': None, 'facing': None}
+    sides = read(scene)
+    return {'faces': faces(sides), 'facing': facing(sides, azimuths)}
 
 def marks(
     scene:Scene, # with a prompt of the captioned world
+    judge=None,  # a `Judge`, for `faces` and `facing` too
     size=64,     # pixels per side of the pictures that are looked at for fog
 )->tuple[dict, Placement]: # the marks by name, and where the true shape stands
-    "Shape, colour, floaters, fog and fullness of a finished object"
-    name, colour = meaning(scene.prompt)
-    mesh, truth = extract_mesh(scene.field, radius=scene.settings.radius), true_mesh(name, colour)
-    shape, placement = shape_accuracy(mesh, name, truth)
+    "Shape, colour, floaters, fog, fullness and sides of a finished object"
+    meant = meaning(scene.prompt)
+    mesh, truth = extract_mesh(scene.field, radius=scene.settings.radius), true_mesh(**meant)
+    shape, placement = shape_accuracy(mesh, meant['thing'], truth)
     opacity = look(scene, orbit(torch.arange(8)*45., 30., 2.5, 1.3), size).opacity
     return {**shape, 'colour': colour_accuracy(mesh, truth, placement), 'floaters': floaters(mesh), 'fog': fog(opacity),
-            'fullness': volume(mesh)/(4/3*math.pi*scene.settings.radius**3)}, placement
+            'fullness': volume(mesh)/(4/3*math.pi*scene.settings.radius**3), **(side_marks(scene, judge) if judge else {})}, placement

@@ -186,16 +186,18 @@ def look(
     samples=96,       # per ray
     light=None,       # a `Light` per camera; None: the albedo
     background=1.,    # grey behind the object
+    textureless=False,# a white object under the light: nothing but its shape is seen
 )->Render:            # (n, size, size)
     "Render a finished scene, one picture at a time to bound the memory"
+    if textureless and light is None: raise UserError('A white object needs a light to be seen: give `light`.')
     f, s = scene.field, scene.settings
-    device = next(f.parameters()).device
+    device, lit = next(f.parameters()).device, textureless_shade if textureless else diffuse_shade
     occupied = OccupancyGrid(32, s.radius, device).update(f.density, .05)
     parts = []
     for i in range(len(cameras.focal)):
         one = Cameras(*(getattr(cameras, k.name)[i].to(device) for k in fields(Cameras)))
         lamp = light and Light(*(getattr(light, k.name)[i].to(device) for k in fields(Light)))
-        parts.append(render(f, camera_rays(one, size), samples, s.radius, background=torch.full((3,), background, device=device), shade=lamp and diffuse_shade(lamp),
+        parts.append(render(f, camera_rays(one, size), samples, s.radius, background=torch.full((3,), background, device=device), shade=lamp and lit(lamp),
                             normals=lambda x: finite_difference_normals(f.density, x, s.normal_eps), occupied=occupied))
     keep = 'rgb', 'opacity', 'depth', 'normal'
     return Render(**{k.name: torch.stack([getattr(p, k.name) for p in parts]).cpu() if k.name in keep else None for k in fields(Render)})

@@ -1,7 +1,7 @@
 "The command as a user meets it: what it leaves behind when all goes well, when it is stopped or killed, and when the input is bad"
 import errno, json, os, signal, subprocess, sys, time
 import pytest
-from dreamfusion_nb import __version__, cli
+from dreamfusion_nb import __version__, cli, runs
 from dreamfusion_nb.utils import UserError
 
 FILES = {'run.json', 'scene.safetensors', 'log.csv', 'views.png', 'turntable.gif', 'mesh.glb'}
@@ -31,7 +31,7 @@ def test_a_run_folder_is_complete(finished):
     record = json.loads((finished/'run.json').read_text())
     assert record['state'] == 'finished' and record['version'] == __version__ and record['settings']['steps'] == 30
     rows = (finished/'log.csv').read_text().splitlines()
-    assert rows[0].split(',') == list(cli.COLUMNS) and [int(r.split(',')[0]) for r in rows[1:]] == [10, 20, 30]
+    assert rows[0].split(',') == list(runs.COLUMNS) and [int(r.split(',')[0]) for r in rows[1:]] == [10, 20, 30]
 
 def test_the_mesh_and_the_film_open(finished):
     import trimesh
@@ -79,10 +79,13 @@ def unfinished(folder, **changes):
     (['generate', '--resume', '--out', 'old'], 'version'), (['generate', 'a blue ball', '--resume', '--out', 'working'], 'a red ball'),
     (['generate', '--resume', '--out', 'odd'], 'run.json'), (['generate', 'a red ball', '--prior', 'nowhere'], 'nowhere'),
     (['generate', 'a red ball', '--steps', '0'], 'step'), (['generate', 'a red ball', '--seed', '-1'], 'seed'), (['generate', 'a red ball', '--device', 'cuda:99'], 'cuda:99'),
-    (['generate', 'a red ball', '--quality', 'best'], 'best'), (['generate', 'a red ball', '--seed', 'x'], '--seed'), (['make'], 'make'), ([], 'command')])
+    (['generate', 'a red ball', '--quality', 'best'], 'best'), (['evaluate', '--suite', 'all'], 'standard'),
+    (['evaluate', '--out', 'holiday', '--judge', 'none'], 'left alone'), (['evaluate', '--judge', 'holiday'], 'holiday'), (['evaluate', '--prior', 'holiday'], 'holiday'), (['evaluate', '--seeds', '0'], 'seeds'),
+    (['evaluate', 'holiday'], 'holiday'), (['evaluate', 'working'], 'unfinished'), (['evaluate', '--workers', 'x'], '--workers'), (['evaluate', '--device', 'cuda:99'], 'cuda:99'), (['generate', 'a red ball', '--seed', 'x'], '--seed'), (['make'], 'make'), ([], 'command')])
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, capsys, arguments, word):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'holiday').mkdir()
+    (tmp_path/'holiday'/'beach.jpg').touch()
     (tmp_path/'file').touch()
     unfinished(tmp_path/'working.partial')
     unfinished(tmp_path/'old.partial', version='0.0.1')
@@ -96,7 +99,7 @@ def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, monkeypatch, cap
 
 def test_no_space_left(tmp_path, monkeypatch, capsys):
     def full(*_, **__): raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'x')
-    monkeypatch.setattr(cli.Dream, 'save', full)
+    monkeypatch.setattr(runs.Dream, 'save', full)
     assert cli.main(['generate', 'a red ball', '--steps', '2', '--out', str(tmp_path/'run')]) == 1
     assert 'space' in capsys.readouterr().err.splitlines()[-1] and not list(tmp_path.iterdir())
 
@@ -110,7 +113,7 @@ def test_overwrite_replaces_a_finished_run_only_when_the_new_one_is_whole(finish
     before = (finished/'scene.safetensors').read_bytes()
     def broken(*_): raise UserError('broken')
     with monkeypatch.context() as m:
-        m.setattr(cli, 'write_results', broken)
+        m.setattr(runs, 'write_results', broken)
         assert cli.main(['generate', 'a red ball', '--steps', '2', '--out', str(finished), '--overwrite']) == 1
     assert (finished/'scene.safetensors').read_bytes() == before
     assert cli.main(['generate', 'a red ball', '--steps', '20', '--seed', '5', '--out', str(finished), '--overwrite']) == 0
@@ -121,7 +124,7 @@ def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path/'runs'/'a-red-ball-seed0').mkdir(parents=True)
     (tmp_path/'runs'/'a-red-ball-seed0-2.partial').mkdir()
-    assert cli.choose_folder(None, 'A red ball!', 0).out.name == 'a-red-ball-seed0-3'
+    assert runs.choose_folder(None, 'A red ball!', 0).out.name == 'a-red-ball-seed0-3'
 
 def test_words(capsys):
     assert cli.main(['words']) == 0

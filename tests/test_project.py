@@ -50,7 +50,7 @@ def test_notebook_runs(notebook, tmp_path):
     run(sys.executable, '-c', RUN_NOTEBOOK, notebook, ROOT, SETTINGS['tst_flags'], IPYTHONDIR=str(tmp_path))
 
 def test_there_are_notebooks():
-    assert len(NOTEBOOKS) >= 16
+    assert len(NOTEBOOKS) >= 21
 
 # ---- 2. exporting and cleaning change nothing
 
@@ -107,9 +107,10 @@ ARROWS = {
     'cameras': [], 'rendering': ['cameras'], 'shading': ['rendering'], 'regularizers': [],
     'prior': [], 'sds': ['prior'],
     'generate': ['field', 'shading', 'regularizers', 'sds'],
-    'cli': ['generate', 'mesh'],
-    'shapeworld': ['cameras', 'shading'], 'train_prior': ['shapeworld', 'prior'],
-    'evaluate': ['generate', 'mesh', 'shapeworld'],
+    'runs': ['generate', 'mesh'],
+    'toys': [], 'shapeworld': ['toys', 'cameras', 'shading'], 'train_prior': ['shapeworld', 'prior'],
+    'evaluate': ['generate', 'mesh', 'shapeworld'], 'train_judge': ['train_prior', 'evaluate'],
+    'suites': ['evaluate', 'runs'], 'cli': ['suites'],
 }
 LAZY = {'diffusers', 'transformers', 'mcubes', 'skimage', 'trimesh', 'ipywidgets', 'matplotlib', 'scipy', 'tinycudann', 'imageio'}
 NEVER = {'nbdev', 'fastcore', 'execnb', 'IPython', 'pkg_resources', 'jupytext'}

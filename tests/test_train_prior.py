@@ -5,9 +5,9 @@ import safetensors.torch
 import torch
 from dreamfusion_nb.cameras import POSES, VIEWS
 from dreamfusion_nb.prior import PixelPrior, load_prior
-from dreamfusion_nb.train_prior import (BLIND, PHRASES, Training, blind_share, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels, picture_batch,
-                                        random_caption, train, trained_models, vocabulary)
-from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, compose
+from dreamfusion_nb.train_prior import (BLIND, PARTY, PHRASES, Training, World, blind_share, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels,
+                                        pair_pictures, picture_batch, random_caption, some_pairs, traced_world, train, trained_models, vocabulary)
+from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, SYNONYMS, compose, held_out, layer_batch, second_tone
 from dreamfusion_nb.utils import UserError, seeded
 
 RUN = """
@@ -16,21 +16,33 @@ import torch.distributed as dist
 from dreamfusion_nb.train_prior import new_models, train
 torch.set_num_threads(1)
 if len(sys.argv) > 2: dist.init_process_group('gloo')
-train(sys.argv[1], pictures=24, batch=4, per_object=40, models=new_models(0, 32, 1, 16), every=1000)
+train(sys.argv[1], pictures=24, batch=4, views=(24, 20, 1), models=new_models(0, 32, 1, 16), every=1000)
 """
+
+VIEWS_OF = 24, 20, 1
+
+def noise_world(cache=None, views=VIEWS_OF):
+    "A world whose traced views are noise, so that nothing needs tracing; kept in a folder if there is one"
+    per_object, pairs, per_pair = views
+    def noise(i, *shape): return torch.randint(256, shape, generator=seeded(i), dtype=torch.uint8)
+    seen = torch.arange(per_object).remainder(24)
+    layers = [noise(i, per_object, 8, 64, 64) for i in range(len(OBJECTS))]
+    couples = noise(99, pairs, per_pair, 6, 64, 64)
+    if cache:
+        (cache/'world').mkdir(parents=True)
+        for name, l in zip(OBJECTS, layers): safetensors.torch.save_file({'layers': l, 'views': seen}, cache/'world'/f'{name}-{per_object}.safetensors')
+        safetensors.torch.save_file({'layers': couples, 'views': torch.zeros(pairs, per_pair, dtype=torch.int64)}, cache/'world'/f'pairs-0-{per_pair}.safetensors')
+    return World(torch.stack(layers), seen.expand(len(OBJECTS), -1).contiguous(), some_pairs(0), couples, torch.zeros(pairs, per_pair, dtype=torch.int64))
 
 @pytest.fixture
 def folder(tmp_path):
-    "A folder whose traced views are noise, so that nothing needs tracing"
-    layers = torch.randint(256, (len(OBJECTS), 40, 5, 64, 64), generator=seeded(0), dtype=torch.uint8)
-    views = torch.arange(40).remainder(24).expand(len(OBJECTS), 40).contiguous()
+    "Folders with a world of noise"
     def make(name):
-        (tmp_path/name).mkdir()
-        safetensors.torch.save_file({'layers': layers, 'views': views}, tmp_path/name/'world-40.safetensors')
+        noise_world(tmp_path/name)
         return tmp_path/name
     return make
 
-def tiny(out, **kw): return train(out, pictures=24, batch=4, per_object=40, models=new_models(0, 32, 1, 16), **kw)
+def tiny(out, **kw): return train(out, pictures=24, batch=4, views=VIEWS_OF, models=new_models(0, 32, 1, 16), **kw)
 
 def test_two_processes_train_what_one_trains(folder, tmp_path):
     one, two, script = folder('one'), folder('two'), tmp_path/'run.py'
@@ -39,8 +51,7 @@ def test_two_processes_train_what_one_trains(folder, tmp_path):
     subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', '2', script, two, 'shared'],
                    check=True, capture_output=True, timeout=300)
     a, b = (safetensors.torch.load_file(f/'checkpoint.safetensors') for f in (one, two))
-    kept = safetensors.torch.load_file(one/'world-40.safetensors')
-    start = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views']).average
+    start = Training(new_models(0, 32, 1, 16), noise_world()).average
     moved = torch.cat([(a[f'average.{i}'] - p).abs().flatten() for i, p in enumerate(start)])
     # Adam divides by the size of the gradient, so rounding can turn a step of a weight whose gradient is next to nothing
     far = torch.cat([(a[k] - b[k]).abs().flatten() for k in a if k.startswith('average.')])
@@ -62,21 +73,19 @@ def test_a_stopped_run_goes_on_and_a_damaged_checkpoint_is_named(folder):
 def test_training_begins_with_the_weights_it_is_given(folder):
     first, second = folder('first'), folder('second')
     tiny(first)
-    train(second, pictures=8, batch=4, per_object=40, models=trained_models(first), peak=1.)
+    train(second, pictures=8, batch=4, views=VIEWS_OF, models=trained_models(first), peak=1.)
     a, b = (safetensors.torch.load_file(f/'transformer'/'diffusion_pytorch_model.safetensors') for f in (first, second))
     moved = max((a[k].float() - b[k].float()).abs().max().item() for k in a)
     assert 0 < moved < .05                                                 # by two steps of the warm-up
     with pytest.raises(SystemExit, match='no prior'): main(['--out', str(folder('third')), '--base', str(second.parent)])
 
-def test_a_loss_that_is_not_finite_stops_the_run(folder):
-    kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
-    run = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views'], pictures=24, batch=4)
+def test_a_loss_that_is_not_finite_stops_the_run():
+    run = Training(new_models(0, 32, 1, 16), noise_world(), pictures=24, batch=4)
     with torch.no_grad(): run.parameters[0].fill_(float('nan'))
     with pytest.raises(FloatingPointError, match='step 0'): run.advance()
 
-def test_the_text_encoder_is_never_trained(folder):
-    kept = safetensors.torch.load_file(folder('x')/'world-40.safetensors')
-    run, born = Training(new_models(0, 32, 1, 16), kept['layers'], kept['views'], pictures=24, batch=4), new_models(0, 32, 1, 16)
+def test_the_text_encoder_is_never_trained():
+    run, born = Training(new_models(0, 32, 1, 16), noise_world(), pictures=24, batch=4), new_models(0, 32, 1, 16)
     for _ in range(3): run.advance()
     assert all(torch.equal(a, b) for a, b in zip(run.prior.text_encoder.parameters(), born[1].parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(run.prior.transformer.context_embedder.parameters(), born[0].context_embedder.parameters()))
@@ -92,30 +101,107 @@ def test_schedules_at_their_corners():
         assert (t >= BLIND).float().mean().item() == pytest.approx(blind, abs=.002) and t.min() == (BLIND if blind == 1 else 0) and (t.diff() >= 0).all()
 
 def test_means_are_means():
-    layers = torch.randint(256, (2, 6, 5, 64, 64), generator=seeded(1), dtype=torch.uint8)
+    layers = torch.randint(256, (2, 6, 8, 64, 64), generator=seeded(1), dtype=torch.uint8)
     views = torch.tensor([[POSES.index(p) for p in row] for row in (['low front']*2 + ['high front', 'low front left', 'low left side', 'overhead back'],
                                                                     ['low front left', 'overhead front', 'high front'] + ['low front']*3)])
     means = mean_layers(layers, views)
     def mean(k, phrase): return means[k, PHRASES.index(phrase)]
-    assert means.shape == (3, len(PHRASES), 5, 64, 64) and (mean(0, 'low back') == 0).all()     # never seen from behind
+    assert means.shape == (3, len(PHRASES), 8, 64, 64) and (mean(0, 'low back') == 0).all()     # never seen from behind
     for got, true in ((mean(1, 'low front'), layers[1, 3:]), (mean(0, 'front'), layers[0, :3]), (mean(0, 'side'), layers[0, 4:5]), (mean(1, 'overhead'), layers[1, 1:2]), (mean(1, 'overhead front'), layers[1, 1:2]), (mean(0, ''), layers[0])):
         assert torch.allclose(got, true.float().mean(0), atol=1e-3)
     assert torch.allclose(mean(2, ''), layers.flatten(0, 1).float().mean(0), atol=1e-3)         # everything
 
 def test_a_mean_leaves_open_what_its_caption_leaves_open():
-    views = torch.arange(48).remainder(24).expand(len(OBJECTS), 48)
-    layers = torch.randint(256, (len(OBJECTS), 48, 5, 8, 8), generator=seeded(2), dtype=torch.uint8)
-    means = mean_layers(layers, views)
-    _, got, captions = picture_batch(layers, views, means, 200, seed=5)
-    grey, names, colours, seen = torch.full((1, 3), .575), list(OBJECTS), torch.tensor(list(COLOURS.values())), set()
+    world = noise_world(views=(24, 0, 1))
+    world.pairs, means = [], mean_layers(world.layers, world.views)
+    _, got, captions = picture_batch(world, means, 400, seed=5)
+    meant, seen = {w: w for w in (*OBJECTS, *COLOURS, *PATTERNS)} | SYNONYMS, set()
+    grey, names, rgb = torch.full((1, 3), .575), list(OBJECTS), torch.tensor(list(COLOURS.values()))
     for picture, text in zip(got, captions):
-        said = set(text.replace(',', '').split())
-        thing = next((i for i, name in enumerate(names) if name in said), len(names))
-        hue = next((colours[i] for i, name in enumerate(COLOURS) if name in said), colours.mean(0))
+        said = [meant.get(word) for word in text.partition(',')[0].split()]
+        def told(table): return next((w for w in said if w in table), None)
+        name, hue, pattern = told(OBJECTS), told(COLOURS), told(PATTERNS)
         phrase = max((p for p in PHRASES if text.endswith(f', {p} view') or not p), key=len)
-        seen.add((thing == len(names), bool(said & set(COLOURS)), phrase in POSES, phrase in VIEWS))
-        assert torch.allclose(picture, compose(means[thing, PHRASES.index(phrase)][None], hue[None], grey)[0], atol=1e-5), text
-    assert {(True, False, False, False), (False, True, True, False), (False, True, False, True), (False, True, False, False), (False, False, True, False)} <= seen
+        seen.add((name is None, hue is not None, pattern is not None, phrase in POSES, phrase in VIEWS))
+        colour, tone = (table[[list(COLOURS).index(hue)]] if hue else table.mean(0, keepdim=True) for table in (rgb, second_tone(rgb)))
+        layers = means[names.index(name) if name else len(names), PHRASES.index(phrase)][None]
+        want = compose(layers, colour, grey, tone if pattern else None, PATTERNS.index(pattern) if pattern else 0)
+        assert torch.allclose(picture, want[0], atol=1e-5), text
+    assert {(True, False, False, False, False), (False, True, False, True, False), (False, True, True, True, False), (False, True, False, False, True),
+            (False, True, False, False, False), (False, False, False, True, False)} <= seen
+
+def test_pairs_have_two_colours_and_no_held_out_one():
+    world = noise_world()
+    pictures, captions = pair_pictures(world, 300, seeded(1))
+    assert pictures.shape == (300, 3, 64, 64) and len(captions) == 300
+    meant, relations = {w: w for w in (*OBJECTS, *COLOURS)} | SYNONYMS, set()
+    for text in captions:
+        if not text: continue
+        relation = next(r for r in RELATIONS if f' {r} ' in text)
+        first, second = text.partition(',')[0].split(f' {relation} ')
+        (a, *colour), (b, other) = ([meant[w] for w in reversed(part.split()) if w in meant] for part in (first, second))
+        assert (a, relation, b) in world.pairs and not held_out(b, other) and (not colour or colour[0] != other and not held_out(a, colour[0])), text
+        relations.add(relation)
+    assert relations == set(RELATIONS)
+    k = [[w in text for w in (' on ', ' next to ')] for text in captions if text]
+    assert all(sum(row) == 1 for row in k)
+
+def test_a_batch_mixes_pairs_among_the_others():
+    world = noise_world()
+    pictures, means, captions = picture_batch(world, mean_layers(world.layers, world.views), 600, seed=2)
+    paired = torch.tensor([any(f' {r} ' in text for r in RELATIONS) for text in captions])
+    assert .04 < paired.float().mean() < .11 and torch.equal(pictures[paired], means[paired]) and not torch.equal(pictures[~paired], means[~paired])
+    assert paired[:300].any() and paired[300:].any()                      # not all at one end: noise levels ascend within a batch
+    world.pairs = []
+    assert not any(f' {r} ' in text for r in RELATIONS for text in picture_batch(world, mean_layers(world.layers, world.views), 200, seed=2)[2])
+
+def test_a_world_is_traced_once_and_shared_out(tmp_path, monkeypatch):
+    import dreamfusion_nb.train_prior as module
+    calls = []
+    monkeypatch.setattr(module, 'layer_batch', lambda thing, n, seed: calls.append((thing, n, seed)) or (torch.full((n, 8 if isinstance(thing, str) else 6, 64, 64), seed % 251, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)))
+    size = 3, PARTY, 2
+    assert traced_world(tmp_path, size, share=slice(0, None, 2)) is None and 0 < len(calls) < len(OBJECTS) + PARTY
+    traced_world(tmp_path, size, share=slice(1, None, 2))
+    assert len(calls) == len(OBJECTS) + PARTY == len({seed for _, _, seed in calls})
+    world = traced_world(tmp_path, size)
+    assert len(calls) == len(OBJECTS) + PARTY                              # nothing was traced again
+    alone = traced_world(None, size)
+    assert torch.equal(world.layers, alone.layers) and torch.equal(world.pair_layers, alone.pair_layers) and world.pairs == alone.pairs == some_pairs(0)
+    assert world.layers.shape == (len(OBJECTS), 3, 8, 64, 64) and world.pair_layers.shape == (PARTY, 2, 6, 64, 64)
+    with pytest.raises(UserError, match='multiple of 20'): traced_world(None, (3, 7, 2))
+
+def test_an_object_is_the_same_however_its_views_are_batched(monkeypatch):
+    from dreamfusion_nb.train_prior import object_layers
+    got = object_layers('ball', 3, batch=2)
+    first, _ = layer_batch('ball', 2, seed=0)
+    assert got['layers'].shape == (3, 8, 64, 64) and torch.equal(got['layers'][:2], first)
+
+def test_new_words_join_the_old_ones(folder):
+    old = folder('old')
+    tiny(old)
+    (old/'tokenizer').mkdir(exist_ok=True)
+    prior = load_prior(old)
+    table = prior.text_encoder.get_input_embeddings().weight
+    lost = prior.tokenizer.get_vocab()['teapot']
+    from dreamfusion_nb.train_prior import new_tokenizer
+    again = trained_models(old)
+    assert torch.equal(again[1].get_input_embeddings().weight, table)      # knows all of them
+    tokens = json.loads((old/'tokenizer'/'tokenizer.json').read_text())
+    words = [w for w in sorted(tokens['model']['vocab'], key=tokens['model']['vocab'].get) if w != 'teapot']
+    tokens['model']['vocab'] = {w: i for i, w in enumerate(words)}
+    (old/'tokenizer'/'tokenizer.json').write_text(json.dumps(tokens))
+    import safetensors.torch as st
+    file = old/'text_encoder'/'model.safetensors'
+    weights = st.load_file(file)
+    key = next(k for k in weights if k.endswith('token_embedding.weight'))
+    weights[key] = torch.cat([weights[key][:lost], weights[key][lost + 1:]])
+    st.save_file(weights, file, metadata={'format': 'pt'})
+    config = json.loads((old/'text_encoder'/'config.json').read_text())
+    (old/'text_encoder'/'config.json').write_text(json.dumps({**config, 'vocab_size': config['vocab_size'] - 1}))
+    _, text, tokenizer, _ = trained_models(old)
+    grown = text.get_input_embeddings().weight
+    others = torch.arange(len(grown)) != lost
+    assert tokenizer.get_vocab() == new_tokenizer().get_vocab() and torch.equal(grown[others], table[others]) and grown[lost].norm() > 0 and not torch.equal(grown[lost], table[lost + 1])
 
 def test_only_blind_steps_learn_from_the_mean():
     models = new_models(0, 32, 1, 16)
@@ -131,10 +217,23 @@ def test_only_blind_steps_learn_from_the_mean():
 
 def test_captions_use_known_words_only():
     g, words = seeded(0), set(vocabulary())
-    captions = [random_caption('duck', 'orange', 'low left side', g) for _ in range(300)]
+    captions = [random_caption('duck', 'purple', 'low left side', g) for _ in range(400)]
+    captions += [random_caption('rabbit', 'orange', 'low left side', g, pattern='striped') for _ in range(300)]
+    captions += [random_caption('rabbit', 'orange', 'overhead front left', g, beside=('next to', 'red', 'ball')) for _ in range(300)]
     assert {w for c in captions for w in c.replace(',', ' , ').split()} <= words
-    assert {'', 'an orange duck', 'an orange duck, side view', 'an orange duck, low left side view'} < set(captions) and not any('a orange' in c for c in captions)
+    assert {'', 'a purple duck', 'a violet duck', 'a purple duck, side view', 'a purple duck, low left side view', 'an orange striped rabbit',
+            'an orange rabbit next to a red ball', 'an orange rabbit next to a red ball, overhead front left view'} < set(captions)
+    assert all(any(part in c for c in captions) for part in ('orange stripy rabbit', 'striped bunny', 'orange bunny next to', 'next to a crimson ball', 'next to a red sphere'))
+    assert not any(wrong in c for c in captions for wrong in ('a orange', 'an red', 'an purple'))
     assert not any('front view' in random_caption('duck', 'orange', 'high front left', g) for _ in range(100))   # between front and side: none of the four words
+
+def test_every_caption_fits_into_the_tokens():
+    from dreamfusion_nb.train_prior import TOKENS, new_tokenizer
+    tokenizer, g = new_tokenizer(), seeded(3)
+    longest = [random_caption('rabbit', 'orange', 'overhead front left', g, beside=('next to', 'red', 'ball')) for _ in range(200)]
+    longest += [random_caption('rabbit', 'orange', 'overhead front left', g, pattern='spotted') for _ in range(200)]
+    sizes = [len(tokenizer(text).input_ids) for text in longest]
+    assert max(sizes) <= TOKENS, longest[sizes.index(max(sizes))]
 
 def test_the_command(capsys):
     with pytest.raises(SystemExit) as e: main(['--help'])

@@ -1,0 +1,146 @@
+"The judge's training: what sentences are true, batches, the loss, resume, and the folder that comes out"
+import math
+import pytest
+import torch
+import torch.nn.functional as F
+from dreamfusion_nb import train_judge as tj
+from dreamfusion_nb.cameras import POSES
+from dreamfusion_nb.evaluate import load_judge, meaning, plain, sentence_vectors
+from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS
+from dreamfusion_nb.train_prior import PHRASES, World, new_tokenizer, some_pairs
+from dreamfusion_nb.utils import UserError, seeded
+
+SILENT = PHRASES.index('')
+
+@pytest.fixture(scope='module')
+def world():
+    "Discs in place of objects: their size says which one; quick to make"
+    place = torch.linspace(-1, 1, 64)
+    radius = torch.linspace(.3, .9, len(OBJECTS))[:, None, None]
+    disc = (place[:, None].square() + place.square() < radius.square()).to(torch.uint8)*255
+    layers = torch.zeros(len(OBJECTS), 1, 9, 64, 64, dtype=torch.uint8)
+    layers[:, 0, 0] = layers[:, 0, 4] = layers[:, 0, 8] = disc
+    pairs = some_pairs(1000)[:4]
+    return World(layers, torch.zeros(len(OBJECTS), 1, dtype=torch.int64), pairs, layers[:4], torch.zeros(4, 1, dtype=torch.int64))
+
+def tiny(seed=0): return tj.new_judge(seed, (8, 8, 8, 8), 32, 16)
+
+def test_the_end_of_the_sentence_is_read():
+    "Padding must not count, every word must"
+    model, tokenizer = tj.new_judge().eval(), new_tokenizer()
+    with torch.no_grad():
+        both, alone = sentence_vectors(model, tokenizer, ['a red mug', 'a red mug, low front view']), sentence_vectors(model, tokenizer, ['a red mug'])
+        other = sentence_vectors(model, tokenizer, ['a red cat'])
+    assert torch.allclose(both[0], alone[0], atol=1e-5) and (both[1] - alone[0]).norm() > 1e-3 and (other - alone).norm() > 1e-3
+
+def test_size():
+    assert sum(p.numel() for p in tj.new_judge().parameters()) < 2.4e6                   # below 5 MB as float16
+
+def test_judge_views():
+    seen = tj.judge_views('mug', 2, seed=3, size=16)
+    layers, again = seen['layers'], tj.judge_views('mug', 2, seed=3, size=16)['layers']
+    assert layers.shape == (2, 9, 16, 16) and layers.dtype == torch.uint8 and torch.equal(layers, again)
+    assert (layers[:, 8] <= layers[:, 4]).all() and layers[:, 8].amax() > 100 and seen['views'].max() < len(POSES)
+    pair = tj.judge_views(('cat', 'on', 'table'), 1, seed=3, size=16)['layers']
+    assert pair.shape == (1, 9, 16, 16) and (pair[:, 6:8] == 0).all()
+
+def test_lamps_hang_anywhere_above():
+    light = tj.lamp_anywhere(2000, seeded(0))
+    up = F.normalize(light.position, dim=-1)
+    assert (up[:, 1] > 0).all() and up[:, [0, 2]].mean(0).abs().max() < .05 and ((light.diffuse + light.ambient - 1).abs() < 1e-6).all()
+
+def test_sentences():
+    names, hues = list(OBJECTS), list(COLOURS)
+    cat, mug, red, orange = names.index('cat'), names.index('mug'), hues.index('red'), hues.index('orange')
+    assert tj.sentence([mug, orange, 0, tj.NONE, tj.NONE, tj.NONE, SILENT]) == f'an orange {PATTERNS[0]} mug'
+    both = tj.sentence([cat, red, tj.NONE, 0, mug, orange, PHRASES.index('low back')])
+    assert both == f'a red cat {RELATIONS[0]} an orange mug, low back view'
+    white = tj.sentence([cat, tj.OPEN, tj.NONE, 0, mug, tj.OPEN, SILENT])
+    assert white == plain(both) == f'a cat {RELATIONS[0]} a mug'
+    every = {tj.sentence([mug, red, 1, tj.NONE, tj.NONE, tj.NONE, SILENT], seeded(i)) for i in range(60)}
+    assert len(every) > 4 and all(meaning(s) == meaning('a red spotted mug') for s in every)
+
+def test_true_of():
+    shown = torch.tensor([[3, 1, tj.NONE, tj.NONE, tj.NONE, tj.NONE, POSES.index('high front left')]])
+    def true(*said): return tj.true_of(shown, torch.tensor([said])).item()
+    rest = tj.NONE, tj.NONE, tj.NONE
+    assert true(3, 1, tj.NONE, *rest, SILENT) and true(3, tj.OPEN, tj.OPEN, *rest, SILENT) and true(3, 1, tj.NONE, *rest, PHRASES.index('high front left'))
+    assert not true(4, 1, tj.NONE, *rest, SILENT) and not true(3, 2, tj.NONE, *rest, SILENT) and not true(3, 1, 0, *rest, SILENT)
+    assert not true(3, 1, tj.NONE, *rest, PHRASES.index('back')) and not true(3, 1, tj.NONE, 0, 5, 5, SILENT)
+
+def test_twins_differ_in_little():
+    g, said = seeded(0), [3, 1, tj.NONE, 0, 5, 7, PHRASES.index('low back')]
+    twins = [tj.changed(said, g) for _ in range(200)]
+    moved = [sum(a != b for a, b in zip(said, t)) for t in twins]
+    assert max(moved) <= 5 and sum(m == 1 for m in moved) > 80 and {i for t in twins for i in range(7) if t[i] != said[i]} == {0, 1, 3, 4, 5, 6}
+    bare = [tj.changed([3, tj.OPEN, tj.OPEN, tj.NONE, tj.NONE, tj.NONE, SILENT], g) for _ in range(40)]
+    assert all(t[1:] == [tj.OPEN, tj.OPEN, tj.NONE, tj.NONE, tj.NONE, SILENT] for t in bare)
+
+def test_batch(world):
+    pictures, shown, said, words = tj.judge_batch(world, 96, seed=1)
+    assert pictures.shape == (96, 3, 64, 64) and 0 <= pictures.min() and pictures.max() <= 1 and len(words) == len(said) == 192
+    assert tj.true_of(shown, said)[:, :96].diagonal().all()
+    for word in words:
+        if any(c in word.split() for c in COLOURS): meaning(word)                          # each that names a colour is a sentence of the world
+    bare = shown[:, 1] == tj.OPEN
+    assert .1 < bare.float().mean() < .4 and all(not set(COLOURS) & set(w.split()) for w, b in zip(words, bare) if b)
+    grey = pictures[bare]
+    assert (grey.mean((2, 3)) - grey.mean((1, 2, 3))[:, None]).abs().max() < .01           # white on grey has no colour
+    assert torch.equal(pictures, tj.judge_batch(world, 96, seed=1)[0]) and not torch.equal(pictures, tj.judge_batch(world, 96, seed=2)[0])
+
+def test_matching_loss():
+    n, m, own = 6, 12, torch.eye(6, 12, dtype=torch.bool)
+    same, axes = F.normalize(torch.ones(m, 16), dim=-1), torch.eye(m, 16)
+    assert tj.matching_loss(same[:n], same, 20., own).item() == pytest.approx((math.log(n) + math.log(m))/2, abs=1e-5)
+    assert tj.matching_loss(axes[:n], axes, 100., own) < 1e-5
+    twice = axes[torch.arange(n)//2]
+    alike = twice @ twice.T > .5
+    assert tj.matching_loss(twice, twice, 100., alike) < 1e-5
+    assert tj.matching_loss(twice, twice, 100., own[:, :n]).item() == pytest.approx(math.log(2), abs=1e-4)
+
+def test_rate():
+    assert tj.judge_rate(0, 1000, 1., 100) == 0 and tj.judge_rate(50, 10**9, 1., 100) == pytest.approx(.5) and tj.judge_rate(1000, 1000, 1., 100) == pytest.approx(0)
+
+def test_resume_is_exact(world):
+    def run(seed): return tj.JudgeTraining(tiny(seed), world, pictures=100, batch=8)
+    straight, stopped, resumed = run(0), run(0), run(1)
+    for _ in range(4): straight.advance()
+    for _ in range(2): stopped.advance()
+    resumed.restore({k: v.clone() for k, v in stopped.state().items()})
+    for _ in range(2): resumed.advance()
+    assert all(torch.equal(a, b) for a, b in zip(straight.state().values(), resumed.state().values()))
+
+def test_it_learns(world):
+    run = tj.JudgeTraining(tiny(), world, pictures=10**6, batch=24, peak=.03)
+    losses = [run.advance()[0] for _ in range(40)]
+    assert sum(losses[-10:]) < .95*sum(losses[:10])
+
+def test_a_run_stops_and_goes_on(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(tj, 'judge_layers', lambda *args, **kw: world)
+    tj.train_judge(tmp_path, pictures=16, batch=8, model=tiny())
+    step = lambda: tj.safetensors.torch.load_file(tmp_path/'checkpoint.safetensors')['step'].item()
+    assert step() == 2
+    tj.train_judge(tmp_path, pictures=32, batch=8, model=tiny(5))
+    assert step() == 4
+    judge = load_judge(tmp_path)
+    assert judge.pictures(torch.rand(2, 3, 64, 64)).shape == judge.sentences(['a red mug', 'a cat']).shape == (2, 16)
+    assert {p.name for p in tmp_path.iterdir()} >= {'config.json', 'model.safetensors', 'tokenizer.json', 'training.json', 'log.csv'}
+    (tmp_path/'checkpoint.safetensors').write_bytes(b'nonsense')
+    with pytest.raises(UserError, match='damaged'): tj.train_judge(tmp_path, pictures=32, batch=8, model=tiny())
+
+def test_command(capsys):
+    with pytest.raises(SystemExit) as stop: tj.main(['--help'])
+    assert stop.value.code == 0 and '--pictures' in capsys.readouterr().out
+    with pytest.raises(SystemExit): tj.main([])
+
+def test_accuracy_and_confusions(monkeypatch, world):
+    "A judge that always says the same"
+    class Stubborn:
+        def pictures(self, x): return torch.ones(len(x), 1)
+        def sentences(self, said): return torch.tensor([[1. if s in ('a red mug', 'a mug') else 0.] for s in said])
+    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': world.layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1)})
+    found, answers = tj.judge_accuracy(Stubborn(), per_object=1)
+    assert found['textureless'] == pytest.approx(1/len(OBJECTS)) and found['pictures'] == len(OBJECTS)*(len(COLOURS) + 1) == len(answers.said)
+    both = tj.held_out('mug', 'red')
+    assert found['held-out' if both else 'trained']['both'] > 0 and found['trained' if both else 'held-out']['both'] == 0
+    assert all(said == 'mug' and n == len(COLOURS) + 1 for _, said, n in tj.confusions(answers)) and len(tj.confusions(answers)) == len(OBJECTS) - 1
