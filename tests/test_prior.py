@@ -1,5 +1,6 @@
 "Dull checks of the prior: shapes, bad input, damaged files, kinds of prediction"
 import shutil, subprocess, sys
+from pathlib import Path
 import pytest
 import torch
 from dreamfusion_nb import prior as module
@@ -138,3 +139,11 @@ def test_damaged_files_give_one_sentence(saved, tmp_path, file, damage):
         weights = load_file(path); weights.pop(sorted(weights)[0]); save_file(weights, path, {'format': 'pt'})
     with pytest.raises(UserError, match=file.split('/')[0]) as caught: load_prior(folder)
     assert '\n' not in str(caught.value)
+
+def test_the_prior_in_the_making_reads_the_whole_world():
+    from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, SYNONYMS
+    folder = Path(__file__).parent.parent/'priors'/'wide'
+    wide = load_prior(folder)
+    assert {*COLOURS, *OBJECTS, *PATTERNS, *SYNONYMS} <= set(words(wide)) and not {*COLOURS, *OBJECTS} <= set(words(load_prior()))
+    assert sum(f.stat().st_size for f in folder.rglob('*')) < 25e6
+    assert check_prompt(wide, 'a crimson striped teapot on a blue sofa')
