@@ -5,7 +5,7 @@ import pytest
 import torch
 from dreamfusion_nb import prior as module
 from dreamfusion_nb.prior import (GaussianMixturePrior, PixelPrior, add_noise, at, check_prompt, cosine_schedule, ddim, eps_from_v, eps_from_x, guided, guided_eps,
-                                  load_prior, sample, to_v, words, x_from_eps)
+                                  load_prior, prior_folder, sample, to_v, words, x_from_eps)
 from dreamfusion_nb.utils import UserError, seeded
 
 def parts(prediction='sample'):
@@ -140,10 +140,9 @@ def test_damaged_files_give_one_sentence(saved, tmp_path, file, damage):
     with pytest.raises(UserError, match=file.split('/')[0]) as caught: load_prior(folder)
     assert '\n' not in str(caught.value)
 
-def test_the_prior_in_the_making_reads_the_whole_world():
+def test_the_embedded_prior_reads_the_whole_world():
     from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, SYNONYMS
-    folder = Path(__file__).parent.parent/'priors'/'wide'
-    wide = load_prior(folder)
-    assert {*COLOURS, *OBJECTS, *PATTERNS, *SYNONYMS} <= set(words(wide)) and not {*COLOURS, *OBJECTS} <= set(words(load_prior()))
-    assert sum(f.stat().st_size for f in folder.rglob('*')) < 25e6
-    assert check_prompt(wide, 'a crimson striped teapot on a blue sofa')
+    embedded = load_prior()
+    assert {*COLOURS, *OBJECTS, *PATTERNS, *SYNONYMS} <= set(words(embedded))
+    assert sum(f.stat().st_size for f in prior_folder('embedded').rglob('*')) < 25e6
+    assert check_prompt(embedded, 'a crimson striped teapot on a blue sofa')
