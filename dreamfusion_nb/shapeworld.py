@@ -84,7 +84,7 @@ def reach(
     shape:Shape,
     axis:int,  # x is 0, y is 1, z is 2
     side:int,  # 1: seen from the positive end of the axis, -1: from the negative one
-    lines=24,  # along each side of a grid of lines parallel to the axis
+    lines=48,  # along each side of a grid of lines parallel to the axis
 )->Tensor:     # where each line first meets the shape, (lines^2,); infinitely far on the other side if it never does
     "How far a shape reaches along an axis: by sphere tracing of whole objects"
     a, b = torch.meshgrid(*[torch.linspace(-.95, .95, lines)]*2, indexing='ij')

@@ -329,7 +329,7 @@ class Training:
         models:tuple,     # from `new_models`
         world:World,      # from `traced_world`
         pictures=220_000, # to see in all
-        batch=16,         # pictures per step, of all processes together
+        batch=32,         # pictures per step, of all processes together
         seed=0,           # of everything
         device='cpu',     # a torch device
         peak=1.2e-3,      # of the learning rate
@@ -422,7 +422,7 @@ def trained_models(
 def train(
     out,              # folder for the prior, its checkpoint and its log
     pictures=220_000, # to see in all
-    batch=16,         # pictures per step, of all processes together
+    batch=32,         # pictures per step, of all processes together
     seed=0,           # same seed, same machine, same prior
     device='cpu',     # a torch device
     views=(640, 320, 4), # as in `traced_world`
@@ -469,7 +469,7 @@ def main(argv=None):
                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     p.add_argument('--out', required=True, help='folder for the prior, its checkpoint and its log')
     p.add_argument('--pictures', type=int, default=220_000, help='pictures to see in all')
-    p.add_argument('--batch', type=int, default=16, help='pictures per step, of all processes together')
+    p.add_argument('--batch', type=int, default=32, help='pictures per step, of all processes together')
     p.add_argument('--seed', type=int, default=0, help='of everything')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
     p.add_argument('--base', help='folder of a prior to begin with')
