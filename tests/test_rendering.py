@@ -1,7 +1,11 @@
+import math
+
+import numpy as np
 import pytest
 import torch
+from scipy.integrate import solve_ivp
 
-from dreamfusion_nb.cameras import Rays, camera_rays, orbit
+from dreamfusion_nb.cameras import Rays, camera_rays, orbit, sphere_interval
 from dreamfusion_nb.rendering import OccupancyGrid, alpha_weights, composite, render, sample_along_rays, spread, sum_per_ray, true_indices
 from dreamfusion_nb.utils import UserError
 
@@ -189,10 +193,65 @@ def test_helpers():
     assert torch.allclose(dense.sum(1), sum_per_ray(values, i//3, 2))
 
 
+@pytest.mark.parametrize('seed', range(3))
+def test_weights_agree_with_the_published_formulas(seed):
+    "nerfacc's batched form (exclusive sum) and MultiNeRF's (any length of direction, last interval opaque or not), in float64"
+    rng = np.random.default_rng(seed)
+    edges, tau, length = np.sort(rng.uniform(0, 4, (64, 33)), -1), 10*rng.uniform(size=(64, 32))**3, rng.uniform(.5, 2, (64, 1))
+    depth = tau*np.diff(edges)*length
+    reference = np.exp(-np.concatenate([np.zeros((64, 1)), np.cumsum(depth, -1)[:, :-1]], -1))*(1 - np.exp(-depth))
+    ours = alpha_weights(torch.tensor(tau).float(), torch.tensor(np.diff(edges)*length).float()).double().numpy()
+    assert np.abs(ours - reference).max() < 1e-6 and np.allclose(ours, reference, rtol=1e-5, atol=1e-7)
+    opaque = tau.copy(); opaque[:, -1] = 1e20                              # MultiNeRF's opaque background: the last interval takes what is left
+    closed = alpha_weights(torch.tensor(opaque), torch.tensor(np.diff(edges)*length)).numpy()
+    assert np.allclose(closed.sum(-1), 1) and np.allclose(closed[:, :-1], reference[:, :-1])
+
+
+def test_depth_is_nerfaccs_with_the_rest_at_the_far_side():
+    rays = camera_rays(orbit(20., 10.), 8)
+    seen = render(fog, rays, 32)
+    mean = (seen.weights*seen.t).sum(-1)/seen.opacity.clamp(min=1e-10)      # nerfacc and MultiNeRF
+    far = sphere_interval(rays, 1.)[1]
+    assert torch.allclose(seen.depth, seen.opacity*mean + (1 - seen.opacity)*far, atol=1e-5)
+
+
+def test_render_against_the_equation_of_light():
+    "The whole renderer along one ray, against an integrator with steps of its own"
+    ray = Rays(torch.tensor([[.1, .2, 2.]], dtype=torch.float64), torch.tensor([[0., 0., -1.]], dtype=torch.float64))
+    near, far = (v.item() for v in sphere_interval(ray))
+    def rate(t, y):
+        density, colour = fog(torch.tensor([[.1, .2, 2. - t]], dtype=torch.float64))
+        return np.concatenate([[-density.item()*y[0]], y[0]*density.item()*colour[0].numpy()])
+    end = solve_ivp(rate, (near, far), [1., 0, 0, 0], rtol=1e-11, atol=1e-13).y[:, -1]
+    off = [np.abs(render(fog, ray, n).rgb[0].numpy() - end[1:]).max() for n in (50, 100)]
+    assert off[1] < 1e-4 and 3.5 < off[0]/off[1] < 4.5                        # second order
+    assert abs(render(fog, ray, 400).opacity.item() - (1 - end[0])) < 1e-5
+
+
+@pytest.mark.parametrize('k', [.5, 3., 20.])
+def test_linear_density(k):
+    edges = torch.linspace(0, 2, 8, dtype=torch.float64)
+    weights = alpha_weights(k*(edges[1:] + edges[:-1])/2, edges.diff())
+    assert torch.allclose(weights, torch.exp(-k*edges[:-1]**2/2) - torch.exp(-k*edges[1:]**2/2), atol=1e-14)
+
+
+@pytest.mark.parametrize('m', [.1, 1.7, 30.])
+def test_delta_density(m):
+    weights = alpha_weights(torch.tensor([.5, m/1e-6, .5]), torch.tensor([1.2, 1e-6, .8]))
+    want = torch.tensor([1 - math.exp(-.6), math.exp(-.6)*(1 - math.exp(-m)), math.exp(-.6 - m)*(1 - math.exp(-.4))])
+    assert torch.allclose(weights, want, rtol=1e-5, atol=1e-7)
+
+
 RAYS = camera_rays(orbit(0.), 4)
 @pytest.mark.parametrize('bad', [
     lambda: alpha_weights(torch.ones(3, 4), torch.ones(3, 5)), lambda: composite(torch.ones(3, 4), torch.ones(3, 5, 3)),
     lambda: sample_along_rays(RAYS, 0), lambda: render(fog, RAYS, 0), lambda: render(fog, RAYS, -3),
-    lambda: render(fog, Rays(RAYS.ray_o[0], RAYS.ray_d)), lambda: render(fog, Rays(RAYS.ray_o[..., :2], RAYS.ray_d[..., :2]))])
+    lambda: render(fog, Rays(RAYS.ray_o[0], RAYS.ray_d)), lambda: render(fog, Rays(RAYS.ray_o[..., :2], RAYS.ray_d[..., :2])),
+    lambda: alpha_weights(torch.ones(3, 0), torch.ones(3, 0)), lambda: alpha_weights(torch.ones(()), torch.ones(())), lambda: alpha_weights(-torch.ones(3, 4), torch.ones(3, 4)),
+    lambda: alpha_weights(torch.full((3, 4), float('nan')), torch.ones(3, 4)), lambda: alpha_weights(torch.full((3, 4), float('inf')), torch.ones(3, 4)),
+    lambda: render(fog, Rays(RAYS.ray_o, 1.1*RAYS.ray_d)), lambda: sample_along_rays(Rays(RAYS.ray_o, .5*RAYS.ray_d), 4), lambda: render(fog, Rays(RAYS.ray_o[:0], RAYS.ray_d[:0])),
+    lambda: sample_along_rays(RAYS, 4, radius=0.), lambda: render(lambda x, var: (fog(x)[0][:, None], x), RAYS, 4), lambda: render(lambda x, var: (fog(x)[0], x[:, 0]), RAYS, 4),
+    lambda: render(fog, RAYS, 4, background=torch.ones(2)), lambda: spread(torch.ones(3), torch.arange(2), (2, 3)), lambda: sum_per_ray(torch.ones(3), torch.arange(3), 3),
+    lambda: OccupancyGrid(0), lambda: OccupancyGrid(4, radius=0.), lambda: OccupancyGrid(4).update(lambda x: x), lambda: OccupancyGrid(4)(torch.ones(5, 2))])
 def test_bad_input_is_one_sentence(bad):
     with pytest.raises(UserError, match=r'^[^\n]+\.$'): bad()

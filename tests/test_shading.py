@@ -1,10 +1,13 @@
 "Numerical checks of shading.py that are too dull for the notebook"
+import math
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from dreamfusion_nb.shading import (Light, albedo_shade, analytic_normals, diffuse_shade, downhill, finite_difference_normals, lambert,
                                     light_of, sample_light, sample_mode, textureless_shade)
-from dreamfusion_nb.utils import seeded
+from dreamfusion_nb.utils import UserError, seeded
+from scipy.stats import kstest
 
 def hill(x): return (-2*x.pow(2).sum(-1)).exp()
 
@@ -95,3 +98,45 @@ def test_gradients_through_normals_and_light():
     light = Light(torch.tensor([2., 2, 2], dtype=torch.float64), .9, .1)
     for normals in (analytic_normals, finite_difference_normals):
         assert torch.autograd.gradcheck(lambda s: lambert(normals(lambda x: hill(s*x), x), x, light), (scale,))
+
+def torus(x): return 100*torch.sigmoid(-(torch.stack([x[..., [0, 2]].norm(dim=-1) - .7, x[..., 1]], -1).norm(dim=-1) - .2)/.05)
+def plane(x): return 100*torch.sigmoid(-(x@x.new_tensor([1/3, 2/3, -2/3]) - .3)/.05)
+
+@pytest.mark.parametrize('surface', ['sphere', 'torus', 'plane'])
+def test_normals_of_known_surfaces_and_the_order_of_their_error(surface):
+    u, a = F.normalize(torch.randn(300, 3, generator=seeded(9)).double(), dim=-1), 2*math.pi*torch.rand(2, 300, generator=seeded(10)).double()
+    tube = torch.stack([a[0].cos()*a[1].cos(), a[1].sin(), a[0].sin()*a[1].cos()], -1)
+    n = torch.tensor([1/3, 2/3, -2/3]).double().expand(300, 3)
+    density, x, normal = {'sphere': (hill, .5*u, u), 'torus': (torus, .7*torch.stack([a[0].cos(), 0*a[0], a[0].sin()], -1) + .21*tube, tube),
+                          'plane': (plane, torch.linalg.cross(u, n) + .31*n, n)}[surface]
+    normal = F.normalize(normal, dim=-1)
+    assert (analytic_normals(density, x) - normal).norm(dim=-1).max() < 1e-6
+    error = [(finite_difference_normals(density, x, e) - normal).norm(dim=-1).mean().item() for e in (4e-3, 4e-4)]
+    assert error[0] < .1 and .95 < math.log10(error[0]/error[1]) < 1.05
+
+def test_lambert_against_numpy():
+    g = seeded(11)
+    n, x, at = (torch.randn(100, 3, generator=g).double() for _ in range(3))
+    n, toward = F.normalize(n, dim=-1), (at - x).numpy()
+    want = .2 + .7*np.maximum(0, (n.numpy()*toward).sum(-1)/np.sqrt((toward**2).sum(-1)))
+    assert np.abs(lambert(n, x, Light(at, .7, .2)).numpy() - want).max() < 1e-12
+
+def test_the_lamp_has_its_stated_distribution():
+    "The norm is uniform; the direction of N(camera, I) along the line of sight and across it"
+    lamp = sample_light(torch.tensor([[0., 0, 1.25]]).expand(4000, 3), generator=seeded(12))
+    assert kstest(lamp.norm(dim=-1).numpy(), 'uniform', (.8, .7)).pvalue > .01
+    around = torch.atan2(lamp[:, 1], lamp[:, 0])/(2*math.pi) + .5          # any azimuth about the line of sight is as likely as any other
+    assert kstest(around.numpy(), 'uniform').pvalue > .01
+    slope = (lamp[:, :2].norm(dim=-1)/lamp[:, 2])[lamp[:, 2] > 0]            # of the cone: compared with NumPy's own normal numbers
+    own = np.random.default_rng(0).normal([0, 0, 1.25], 1, (4000, 3))
+    assert kstest(slope.numpy(), (np.hypot(own[:, 0], own[:, 1])/own[:, 2])[own[:, 2] > 0]).pvalue > .01
+
+X = torch.rand(5, 3)
+@pytest.mark.parametrize('bad', [
+    lambda: downhill(torch.ones(5)), lambda: analytic_normals(hill, X[:, :2]), lambda: analytic_normals(lambda x: hill(x)[:, None], X), lambda: finite_difference_normals(hill, X[:, :2]),
+    lambda: finite_difference_normals(lambda x: hill(x)[..., None], X), lambda: finite_difference_normals(hill, X, 0.), lambda: lambert(X[:, 0], X, Light(X, .9, .1)),
+    lambda: lambert(X, X, Light(X[:, :2], .9, .1)), lambda: sample_light(X[0]), lambda: sample_light(X[:0]), lambda: sample_light(X, (0., 1.)), lambda: sample_light(X, (2., 1.)),
+    lambda: sample_light(X, spread=-1.), lambda: sample_mode(-1), lambda: sample_mode(5, shaded=1.2), lambda: sample_mode(5, textureless=-.1),
+    lambda: light_of(Light(X, .9, .1), torch.arange(5), 0), lambda: light_of(Light(X[0], .9, .1), torch.arange(5), 1), lambda: diffuse_shade(Light(X[0], .9, .1))(X, None, X, torch.arange(5))])
+def test_bad_input_is_one_sentence(bad):
+    with pytest.raises(UserError, match=r'^[^\n]+\.$'): bad()
