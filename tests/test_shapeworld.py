@@ -157,7 +157,7 @@ def test_reach_and_touch():
     for axis in range(3):
         for side in (-1, 1):
             met = reach(ball((.1, .1, .1), .5), axis, side)
-            assert met.shape == (24*24,) and abs(side*met[met.isfinite()].mul(side).max().item() - (.1 + .5*side)) < .01
+            assert met.shape == (48*48,) and abs(side*met[met.isfinite()].mul(side).max().item() - (.1 + .5*side)) < .01
             assert (met[~met.isfinite()]*side < 0).all()
     h, R, r = .4, .5, .3
     assert abs(to_touch(ball((h, 0, 0), r), ball((0, 0, 0), R), 1, 1) - math.sqrt((R + r)**2 - h**2)) < .015  # no line need hit the point of contact

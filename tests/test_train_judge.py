@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from dreamfusion_nb import train_judge as tj
 from dreamfusion_nb.cameras import POSES
 from dreamfusion_nb.evaluate import load_judge, meaning, plain, sentence_vectors
-from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS
+from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, sample_world_cameras
 from dreamfusion_nb.train_prior import PHRASES, World, new_tokenizer, some_pairs
 from dreamfusion_nb.utils import UserError, seeded
 
@@ -44,10 +44,17 @@ def test_judge_views():
     pair = tj.judge_views(('cat', 'on', 'table'), 1, seed=3, size=16)['layers']
     assert pair.shape == (1, 9, 16, 16) and (pair[:, 6:8] == 0).all()
 
-def test_lamps_hang_anywhere_above():
-    light = tj.lamp_anywhere(2000, seeded(0))
-    up = F.normalize(light.position, dim=-1)
-    assert (up[:, 1] > 0).all() and up[:, [0, 2]].mean(0).abs().max() < .05 and ((light.diffuse + light.ambient - 1).abs() < 1e-6).all()
+def test_lamps():
+    cameras = sample_world_cameras(2000, seeded(0))
+    def towards(share): return F.normalize(tj.judge_lamps(cameras, share, seeded(1)).position, dim=-1)
+    up, near = towards(1.), towards(0.)
+    assert (up[:, 1] > 0).all() and up[:, [0, 2]].mean(0).abs().max() < .05
+    camera = F.normalize(cameras.position, dim=-1)
+    assert (near*camera).sum(-1).mean() > .8 and (up*camera).sum(-1).mean() < .6
+    light = tj.judge_lamps(cameras, .5, seeded(1))
+    assert ((light.diffuse + light.ambient - 1).abs() < 1e-6).all()
+    ours = (F.normalize(light.position, dim=-1) - near).norm(dim=-1) < 1e-6                # the same draws, so each lamp is the one or the other
+    assert .45 < ours.float().mean() < .55 and (ours | ((F.normalize(light.position, dim=-1) - up).norm(dim=-1) < 1e-6)).all()
 
 def test_sentences():
     names, hues = list(OBJECTS), list(COLOURS)
@@ -98,6 +105,18 @@ def test_matching_loss():
     assert tj.matching_loss(twice, twice, 100., alike) < 1e-5
     assert tj.matching_loss(twice, twice, 100., own[:, :n]).item() == pytest.approx(math.log(2), abs=1e-4)
 
+def test_naming_loss():
+    "Guessing costs the logarithm of the choices; what shows no colour, or more than one, is asked for its object only"
+    k, rest = len(OBJECTS), [tj.NONE]*3
+    shown = torch.tensor([[3, 2, tj.NONE, *rest, 0], [4, tj.OPEN, tj.OPEN, *rest, 0], [5, 1, 0, *rest, 0], [6, 1, tj.NONE, 0, 7, 2, 0]])
+    flat = F.normalize(torch.ones(len(tj.NAMES + tj.COLOURED), 8), dim=-1)
+    assert tj.naming_loss(flat[:4], flat, 9., shown).item() == pytest.approx(math.log(k) + math.log(k*len(COLOURS)), abs=1e-4)
+    assert tj.naming_loss(flat[:2], flat, 9., shown[1:3]).item() == pytest.approx(math.log(k), abs=1e-4)
+    assert tj.naming_loss(flat[:1], flat, 9., shown[3:]).item() == 0                       # two objects have no one name
+    axes = torch.eye(len(flat))
+    own = torch.stack([axes[3] + axes[k + len(COLOURS)*3 + 2]])/2**.5
+    assert tj.naming_loss(own, axes, 100., shown[:1]) < 1e-5 < tj.naming_loss(own, axes, 100., shown[:1] + torch.tensor([0, 1, 0, 0, 0, 0, 0]))
+
 def test_rate():
     assert tj.judge_rate(0, 1000, 1., 100) == 0 and tj.judge_rate(50, 10**9, 1., 100) == pytest.approx(.5) and tj.judge_rate(1000, 1000, 1., 100) == pytest.approx(0)
 
@@ -112,7 +131,7 @@ def test_resume_is_exact(world):
 
 def test_it_learns(world):
     run = tj.JudgeTraining(tiny(), world, pictures=10**6, batch=24, peak=.03)
-    losses = [run.advance()[0] for _ in range(40)]
+    losses = [run.advance()[0] for _ in range(60)]
     assert sum(losses[-10:]) < .95*sum(losses[:10])
 
 def test_a_run_stops_and_goes_on(world, tmp_path, monkeypatch):
@@ -144,3 +163,20 @@ def test_accuracy_and_confusions(monkeypatch, world):
     both = tj.held_out('mug', 'red')
     assert found['held-out' if both else 'trained']['both'] > 0 and found['trained' if both else 'held-out']['both'] == 0
     assert all(said == 'mug' and n == len(COLOURS) + 1 for _, said, n in tj.confusions(answers)) and len(tj.confusions(answers)) == len(OBJECTS) - 1
+
+def test_painted_accuracy(monkeypatch):
+    "A painter that does as it is told, and a judge that reads what was painted"
+    class Reader:
+        def pictures(self, x): return F.one_hot(x[:, 0, 0, 0].round().long(), len(tj.COLOURED)).float()
+        def sentences(self, said): return torch.eye(len(said))
+    asked = []
+    def obedient(prior, prompts, guidance, steps, generator):
+        asked.extend(prompts)
+        return torch.tensor([float(tj.COLOURED.index(p.partition(',')[0])) for p in prompts])[:, None, None, None].expand(-1, 3, 64, 64)
+    monkeypatch.setattr(tj, 'sample', obedient)
+    found, answers = tj.painted_accuracy(Reader(), None, every=5)
+    assert found['trained']['both'] == found['held-out']['both'] == 1 and found['pictures'] == len(answers.shown) == 87
+    assert all(p.endswith(' view') and p.split(', ')[1].removesuffix(' view') in POSES for p in asked) and len({p.split(', ')[1] for p in asked}) > 12
+    monkeypatch.setattr(tj, 'sample', lambda *args, **kw: torch.zeros(len(args[1]), 3, 64, 64))    # always paints the first
+    found, _ = tj.painted_accuracy(Reader(), None)
+    assert found['pictures'] == 432 and 0 < found['trained']['object'] < .05
