@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'SIDES', 'POSES', 'direction', 'angles', 'Cameras', 'Rays', 'look_at', 'orbit', 'camera_rays',
-           'sphere_interval', 'sample_cameras', 'view_index', 'pose_index']
+           'sphere_interval', 'sample_cameras', 'view_index', 'view_weights', 'pose_index']
 
 # %% ../nbs/03_cameras.ipynb #03c002
 from dataclasses import dataclass
@@ -61,6 +61,9 @@ def look_at(
     up:Tensor,       # roughly up, (..., 3)
 )->Tensor:           # camera to world, (..., 4, 4)
     "The rigid motion that puts a camera at `position` and turns it towards `target`"
+    if not position.shape[-1:] == target.shape[-1:] == up.shape[-1:] == (3,):
+        raise UserError(f'look_at needs position, target and up (..., 3), got {tuple(position.shape)}, {tuple(target.shape)} and {tuple(up.shape)}.')
+    if (position == target).all(-1).any(): raise UserError('A camera cannot look at the place where it stands: position and target are equal.')
     back = F.normalize(position - target, dim=-1)
     # straight above the target `up` and `back` are parallel: any other vector will do for `right`
     flat = torch.cross(up, back, dim=-1)
@@ -94,6 +97,8 @@ def camera_rays(
     "One ray per pixel"
     if size < 1: raise UserError(f'A picture needs at least one pixel, got size = {size}.')
     offset = torch.as_tensor(offset).to(cameras.c2w)
+    if offset.ndim and (offset.shape[-1] != 2 or any(s not in (1, size) for s in offset.shape[-3:-1])):
+        raise UserError(f'offset must be one number or (..., {size}, {size}, 2), not {tuple(offset.shape)}.')
     i = torch.arange(size).to(cameras.c2w)
     y, x = torch.meshgrid(i, i, indexing='ij')
     xy = (torch.stack([x, y], -1) + offset)/size - .5                       # (..., size, size, 2) in image widths
@@ -108,6 +113,10 @@ def sphere_interval(
     radius=1.,  # of a sphere at the origin, scene units
 )->tuple[Tensor, Tensor]: # near, far: distances along the ray, scene units, (...,) each; equal where the ray misses
     "Where rays enter and leave a sphere; a ray that starts inside enters at 0"
+    if rays.ray_o.shape != rays.ray_d.shape or rays.ray_d.shape[-1:] != (3,):
+        raise UserError(f'Rays need ray_o and ray_d of one shape (..., 3), got {tuple(rays.ray_o.shape)} and {tuple(rays.ray_d.shape)}.')
+    if rays.ray_d.is_cpu and not ((rays.ray_d.square().sum(-1) - 1).abs() < 1e-2).all():    # on a GPU the question would cost a wait
+        raise UserError(f'ray_d {tuple(rays.ray_d.shape)} must have unit length: use torch.nn.functional.normalize(ray_d, dim=-1).')
     middle = -(rays.ray_o*rays.ray_d).sum(-1)
     half = (radius**2 - (rays.ray_o + middle[..., None]*rays.ray_d).pow(2).sum(-1)).clamp(min=0).sqrt()
     near, far = (middle - half).clamp(min=0), (middle + half).clamp(min=0)
@@ -128,6 +137,10 @@ def sample_cameras(
     "The paper's camera distribution (section 3.2, appendix A.2), every constant a parameter"
     if n < 1 or not -90 <= elevation[0] <= elevation[1] <= 90:
         raise UserError(f'Cameras need n >= 1 and elevations in order within [-90, 90] degrees, got n = {n}, elevation = {elevation}.')
+    for name, bounds in dict(distance=distance, focal=focal).items():
+        if not 0 < bounds[0] <= bounds[1] < math.inf: raise UserError(f'{name} must be two positive numbers in order, not {bounds}.')
+    if min(position_jitter, target_jitter, up_jitter) < 0 or not 0 <= uniform_area <= 1:
+        raise UserError(f'Jitters must not be negative and uniform_area is a probability, got {position_jitter}, {target_jitter}, {up_jitter} and {uniform_area}.')
     def uniform(low, high, *shape): return low + (high - low)*torch.rand(*shape, generator=generator)
     low, high = elevation
     azimuth, in_angle, u = uniform(-180., 180., n), uniform(low, high, n), torch.rand(n, generator=generator)
@@ -152,6 +165,18 @@ def view_index(
     a = (azimuth + 180) % 360 - 180
     side = torch.where(a.abs() <= 45, 0, torch.where(a.abs() < 135, 1, 2))
     return torch.where(elevation > overhead, 3, side)
+
+# %% ../nbs/03_cameras.ipynb #03c0c2
+def view_weights(
+    azimuth:Tensor,   # degrees, (...,)
+    elevation:Tensor, # degrees, (...,)
+    overhead=60.,     # elevation from which a view is overhead, degrees
+)->Tensor:            # weights of `VIEWS`, (..., 4); they sum to 1
+    "Interpolated view words: how much of each embedding to take, linear in azimuth (section 3.2)"
+    quarter = ((azimuth + 180) % 360 - 180).abs()/90                    # 0 front, 1 side, 2 back
+    front, back = (1 - quarter).clamp(min=0), (quarter - 1).clamp(min=0)
+    above = (elevation > overhead).to(quarter)
+    return torch.stack([*(w*(1 - above) for w in (front, 1 - front - back, back)), above], -1)
 
 # %% ../nbs/03_cameras.ipynb #03c0a2
 SIDES = 'front', 'front left', 'left side', 'back left', 'back', 'back right', 'right side', 'front right' # every 45 degrees of azimuth, from 0

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from dreamfusion_nb.cameras import (POSES, VIEWS, Cameras, Rays, angles, camera_rays, direction, look_at, orbit, pose_index,
-                                    sample_cameras, sphere_interval, view_index)
+                                    sample_cameras, sphere_interval, view_index, view_weights)
 from dreamfusion_nb.utils import UserError
 
 
@@ -126,3 +126,33 @@ def test_to_moves_everything():
     lambda: camera_rays(orbit(0.), 0)])
 def test_bad_input_is_one_sentence(bad):
     with pytest.raises(UserError, match=r'^[^\n]+\.$'): bad()
+
+
+def test_view_weights_at_their_corners():
+    azimuth = torch.tensor([0., 45., 90., -90., 135., 180., -180., 360., 720., 0., 0.])
+    elevation = torch.tensor([0.]*9 + [60., 60.1])
+    expected = torch.tensor([[1, 0, 0, 0], [.5, .5, 0, 0], [0, 1, 0, 0], [0, 1, 0, 0], [0, .5, .5, 0], [0, 0, 1, 0], [0, 0, 1, 0], [1, 0, 0, 0], [1, 0, 0, 0], [1, 0, 0, 0], [0, 0, 0, 1.]])
+    assert torch.allclose(view_weights(azimuth, elevation), expected, atol=1e-6)
+
+
+def test_view_weights_sum_to_one_and_do_not_jump():
+    azimuth = torch.arange(-400., 400., .25)
+    weights = view_weights(azimuth.reshape(2, -1), torch.zeros(2, 1600)).reshape(-1, 4)
+    assert torch.allclose(weights.sum(-1), torch.ones(3200), atol=1e-6) and weights.min() >= 0
+    assert (weights[1:] - weights[:-1]).abs().max() < .25/90 + 1e-4
+
+
+@pytest.mark.parametrize('bad, named', [
+    (lambda: look_at(torch.zeros(2), torch.ones(3), torch.ones(3)), r'\(2,\)'), (lambda: look_at(torch.ones(4, 3), torch.ones(3), torch.ones(3)), 'position and target'),
+    (lambda: camera_rays(orbit(0.), 4, torch.zeros(4, 4, 3)), r'offset[^\n]+\(4, 4, 3\)'), (lambda: camera_rays(orbit(0.), 4, torch.zeros(5, 5, 2)), r'\(5, 5, 2\)'),
+    (lambda: sphere_interval(Rays(torch.zeros(3), torch.tensor([0., 0., 2.]))), 'ray_d[^\n]+unit'), (lambda: sphere_interval(Rays(torch.zeros(4, 3), torch.ones(3))), r'\(4, 3\) and \(3,\)'),
+    (lambda: sphere_interval(Rays(torch.zeros(3), torch.full((3,), torch.nan))), 'ray_d'),
+    (lambda: sample_cameras(2, distance=(2., 1.)), 'distance'), (lambda: sample_cameras(2, focal=(0., 1.)), 'focal'),
+    (lambda: sample_cameras(2, up_jitter=-1.), 'Jitters'), (lambda: sample_cameras(2, uniform_area=2.), 'uniform_area')])
+def test_bad_input_names_the_argument(bad, named):
+    with pytest.raises(UserError, match=rf'^[^\n]*{named}[^\n]*\.$'): bad()
+
+
+def test_no_cameras_no_rays():
+    near, far = sphere_interval(camera_rays(orbit(torch.zeros(0)), 4))
+    assert near.shape == far.shape == (0, 4, 4)

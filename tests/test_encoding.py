@@ -1,6 +1,7 @@
 import math
 import pytest, torch
 from dreamfusion_nb.encoding import annealed_variance, integrated_positional_encoding, positional_encoding
+from dreamfusion_nb.utils import UserError
 
 @pytest.fixture
 def x(): return 2*torch.rand(40, 3, generator=torch.Generator().manual_seed(0)) - 1
@@ -52,3 +53,24 @@ def test_schedule():
     assert annealed_variance(-5) == annealed_variance(0)
     values = [annealed_variance(s) for s in range(0, 6000, 100)]
     assert values == sorted(values, reverse=True)
+
+def test_against_the_formula_of_mipnerf(x):
+    "All sines first, cosines as sines a quarter turn ahead, a full covariance projected on a basis; float64"
+    root = .3*torch.randn(40, 3, 3, generator=torch.Generator().manual_seed(1)).double()
+    cov, basis = root @ root.mT, torch.cat([2.**l*torch.eye(3) for l in range(8)], 1).double()
+    angle, spread = x.double() @ basis, torch.einsum('ik,nij,jk->nk', basis, cov, basis)
+    theirs = torch.exp(-torch.cat([spread, spread], -1)/2)*torch.sin(torch.cat([angle, angle + math.pi/2], -1))
+    ours = integrated_positional_encoding(x, cov.diagonal(dim1=-2, dim2=-1).float())
+    assert torch.allclose(ours.double(), theirs.unflatten(-1, (2, 8, 3)).transpose(1, 2).flatten(1), rtol=1e-5, atol=1e-6)
+
+@pytest.mark.parametrize('squared, power', [(True, 2), (False, 1)])
+def test_corner_points_of_the_schedule(squared, power):
+    for step, size in ((-1, .05), (0, .05), (2500, .026), (5000, .002), (15000, .002)):
+        assert math.isclose(annealed_variance(step, squared=squared), size**power)
+
+@pytest.mark.parametrize('bad, named', [
+    (lambda: positional_encoding(torch.tensor(1.)), r'x \(\)'), (lambda: positional_encoding(torch.arange(3)), 'int64'), (lambda: positional_encoding(torch.zeros(3), 0), 'levels = 0'),
+    (lambda: integrated_positional_encoding(torch.zeros(4, 3), torch.zeros(5)), r'\(5,\)'), (lambda: integrated_positional_encoding(torch.zeros(4, 3), -1.), 'var = -1'),
+    (lambda: integrated_positional_encoding(torch.zeros(4, 3), math.nan), 'var = nan'), (lambda: annealed_variance(0, steps=0), 'steps = 0'), (lambda: annealed_variance(0, start=-1.), 'start = -1')])
+def test_bad_input_is_one_sentence(bad, named):
+    with pytest.raises(UserError, match=rf'^[^\n]*{named}[^\n]*\.$'): bad()

@@ -2,8 +2,9 @@ import copy, math
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F
-from dreamfusion_nb.field import (BackgroundMLP, GridField, HashField, HashGrid, NerfMLP, blob, enlarge, exp_density, grid_lookup,
+from dreamfusion_nb.field import (BackgroundMLP, GridField, HashField, HashGrid, NerfMLP, ResidualBlock, blob, enlarge, exp_density, grid_lookup,
                                   hash_level, inside, softplus_density, spatial_hash)
+from dreamfusion_nb.utils import UserError
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)
 def points(n=300): return 2*torch.rand(n, 3, generator=seeded()) - 1
@@ -174,3 +175,31 @@ def test_background():
     background = BackgroundMLP(generator=seeded())
     d = F.normalize(points(30).reshape(5, 6, 3), dim=-1)
     assert background(d).shape == (5, 6, 3) and ((background(d) > 0) & (background(d) < 1)).all()
+
+def test_background_has_the_numbers_counted_by_hand():
+    assert sum(p.numel() for p in BackgroundMLP().parameters()) == 25*64 + 65*64 + 65*3
+
+def test_a_block_without_its_second_layer_changes_nothing():
+    block, h = ResidualBlock(16, seeded()), torch.randn(5, 16, generator=seeded())
+    for p in block.second.parameters(): p.data.zero_()
+    assert torch.equal(block(h), h)
+
+def test_blob_before_the_exponential_multiplies_and_can_be_removed():
+    logit, x = torch.tensor([-3., 0., 2., -30.]), points(4)*.5
+    assert torch.allclose(exp_density(logit, x, before=True), exp_density(logit, x, height=0.)*blob(x).exp(), rtol=1e-5)
+    assert exp_density(torch.tensor(-30.), torch.zeros(3), before=True) < 1e-10 < exp_density(torch.tensor(-30.), torch.zeros(3))
+
+@pytest.mark.parametrize('density', [exp_density, softplus_density])
+def test_the_scene_can_be_as_large_as_the_papers(density):
+    x, logit = torch.tensor([[1.39, 0, 0], [1.41, 0, 0]]), torch.zeros(2)
+    assert (density(logit, x) == 0).all() and (density(logit, x, radius=1.4) > 0).tolist() == [True, False]
+
+@each_field
+def test_points_of_the_wrong_shape(make):
+    for bad in (torch.zeros(4, 2), torch.tensor(1.)):
+        with pytest.raises(UserError, match=r'^A field needs points x \(\.\.\., 3\), got [^\n]+\.$'): make()(bad)
+
+@pytest.mark.parametrize('bad', [lambda: BackgroundMLP()(torch.zeros(5, 2)), lambda: inside(torch.zeros(2)), lambda: grid_lookup(torch.zeros(4, 5, 5, 5), torch.zeros(2, 3)),
+                                 lambda: exp_density(torch.zeros(4), torch.zeros(4, 2))])
+def test_bad_input_is_one_sentence(bad):
+    with pytest.raises(UserError, match=r'^[^\n]+\.$'): bad()
