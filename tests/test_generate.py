@@ -17,7 +17,7 @@ def test_settings_survive_json():
 @pytest.mark.parametrize('quality', G.QUALITIES)
 @pytest.mark.parametrize('field', G.FIELDS)
 def test_every_quality_and_field_takes_steps(prior, quality, field):
-    dream = G.Dream('a red ball', prior, replace(G.QUALITIES[quality], steps=2, field=field, **SHORT), seed=3)
+    dream = G.Dream('a red ball', prior, replace(G.QUALITIES[quality], steps=2, field=field, radius=G.QUALITIES[quality].radius if field == 'mlp' else 1., **SHORT), seed=3)
     before = [p.clone() for p in dream.modules.parameters()]
     rows = list(dream)
     assert [r['step'] for r in rows] == [1, 2] and all(torch.isfinite(p).all() for p in dream.modules.parameters())
@@ -108,3 +108,12 @@ def test_the_lamp_is_above_the_left_shoulder():
 def test_random_backgrounds_cover_the_greys():
     b = G.random_background(2000, seeded(0))
     assert b.min() >= 0 and b.max() <= 1 and abs(float(b.mean()) - .575) < .02 and b.mean(1).std() > .15
+
+def test_the_paper_has_its_larger_sphere(prior, tmp_path):
+    "The density reaches as far as the scene does, also when it is read again; a field that ends before is refused"
+    dream = G.Dream('a red mug', prior, replace(G.QUALITIES['paper'], steps=1), 0)
+    x = torch.tensor([[0., 0., 1.3], [0., 0., 1.45]])
+    assert ((dream.field(x)[0] > 0) == torch.tensor([True, False])).all()
+    dream.scene.save(tmp_path/'scene.safetensors')
+    assert torch.equal(G.Scene.load(tmp_path/'scene.safetensors').field(x)[0], dream.field(x)[0])
+    with pytest.raises(UserError, match='radius of 1'): G.Settings(radius=1.4)
