@@ -105,7 +105,7 @@ ARROWS = {
     'utils': [], 'viz': [],
     'encoding': [], 'field': ['encoding'], 'mesh': ['field'],
     'cameras': [], 'rendering': ['cameras'], 'shading': ['rendering'], 'regularizers': [],
-    'prior': [], 'sds': ['prior'],
+    'prior': [], 'sds': ['prior'], 'beyond': ['sds'],
     'generate': ['field', 'shading', 'regularizers', 'sds'],
     'runs': ['generate', 'mesh'],
     'toys': [], 'shapeworld': ['toys', 'cameras', 'shading'], 'train_prior': ['shapeworld', 'prior'],
