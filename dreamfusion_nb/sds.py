@@ -107,8 +107,8 @@ def perp_neg(
     around = list(range(1 - eps.dim(), 0))                                   # all dimensions of a picture
     length = toward.pow(2).sum(around, keepdim=True).clamp(min=torch.finfo(eps.dtype).tiny)
     across = negative - (negative*toward).sum(around, keepdim=True)/length*toward
-    strength = torch.as_tensor(strength).to(eps).expand(len(negative)) if torch.as_tensor(strength).dim() == 0 else torch.as_tensor(strength).to(eps)
-    strength = strength.reshape(len(negative), -1, *[1]*(eps.dim() - 1))
+    strength = torch.as_tensor(strength).to(eps)
+    strength = strength.reshape(*strength.shape, *[1]*(negative.dim() - strength.dim()))
     return eps_uncond + (1 + guidance)*(toward - (strength*across).sum(0))
 
 # %% ../nbs/07_sds.ipynb #c11b0a03
@@ -118,6 +118,8 @@ def hold_contrast(
     contrast:float, # the largest standard deviation that a picture may have
 )->Tensor:          # (n, ...)
     "The guided guess with the mean brightness of the plain one, and no more contrast than is allowed"
+    if guess.shape != plain.shape: raise UserError(f'`guess` and `plain` have shapes {tuple(guess.shape)} and {tuple(plain.shape)}; expected one shape.')
+    if not contrast > 0: raise UserError(f'`contrast` is {contrast}; expected a positive standard deviation.')
     around = list(range(1, guess.dim()))
     deviation = guess - guess.mean(around, keepdim=True)
     return plain.mean(around, keepdim=True) + deviation*(contrast/deviation.std(around, keepdim=True)).clamp(max=1)

@@ -1,9 +1,9 @@
 "Dull checks of score distillation: shapes, seeds, edges, bad numbers"
 import pytest
 import torch
-from dreamfusion_nb.prior import GaussianMixturePrior
-from dreamfusion_nb.sds import annealed_range, apply_grad, hold_contrast, sample_steps, sds_grad
-from dreamfusion_nb.utils import seeded
+from dreamfusion_nb.prior import GaussianMixturePrior, guided
+from dreamfusion_nb.sds import annealed_range, apply_grad, hold_contrast, perp_neg, sample_steps, sds_grad
+from dreamfusion_nb.utils import UserError, seeded
 
 @pytest.fixture
 def toy(): return GaussianMixturePrior(torch.tensor([[-1., 0.], [1., 0.]]), .3, names=['left', 'right'])
@@ -79,3 +79,46 @@ def test_annealed_range():
     assert annealed_range(-1) == annealed_range(0) and annealed_range(2) == annealed_range(1)
     low, high = annealed_range(.5, high=(.9, .1), low=(.3, .1))
     assert abs(low - .2) < 1e-9 and abs(high - .5) < 1e-9
+
+# ---- bad input: one sentence that names the argument
+
+GOOD = dict(z=torch.zeros(3, 2), step=torch.tensor([0, 500, 999]), noise=torch.zeros(3, 2))
+
+@pytest.mark.parametrize('name, wrong', [
+    ('z', torch.zeros(0, 2)), ('z', torch.tensor(1.)), ('noise', torch.zeros(3, 1)), ('noise', torch.zeros(1, 2)), ('step', torch.tensor([1, 2])), ('step', torch.tensor(5)),
+    ('step', torch.tensor([0., .5, 1.])), ('step', torch.tensor([-1, 2, 3])), ('step', torch.tensor([1, 2, 1000])), ('cond', torch.ones(1, 1, 2)/2), ('cond', torch.ones(3, 2)/2),
+    ('uncond', torch.ones(2, 1, 2)/2), ('uncond', torch.ones(1, 1, 3)/3)])
+def test_sds_grad_says_what_is_wrong(toy, name, wrong):
+    good = dict(GOOD, cond=toy.encode(['left']*3), uncond=toy.encode(['']))
+    assert sds_grad(toy, **good, guidance=1.).shape == (3, 2)
+    with pytest.raises(UserError, match=f'`{name}`'): sds_grad(toy, **{**good, name: wrong}, guidance=1.)
+
+def test_the_others_say_what_is_wrong():
+    with pytest.raises(UserError, match='`grad`'): apply_grad(torch.zeros(2, 3), torch.zeros(3))
+    with pytest.raises(UserError, match='`n`'): sample_steps(0)
+    for low, high in ((.5, .4), (-.1, .5), (0., 1.1), (float('nan'), .5)):
+        with pytest.raises(UserError, match='`low` and `high`'): sample_steps(3, low, high)
+    with pytest.raises(UserError, match='shares'): annealed_range(.5, high=(.98, 1.5))
+    with pytest.raises(UserError, match='`guess`'): hold_contrast(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 1), .5)
+    for contrast in (0., -1., float('nan')):
+        with pytest.raises(UserError, match='`contrast`'): hold_contrast(torch.zeros(1, 3, 4, 4), torch.zeros(1, 3, 4, 4), contrast)
+
+# ---- Perp-Neg
+
+def test_perp_neg_leaves_the_direction_of_the_prompt_alone():
+    g = seeded(0)
+    for shape in ((2,), (3, 8, 8)):
+        eps, uncond, negative = torch.randn(5, *shape, generator=g), torch.randn(5, *shape, generator=g), torch.randn(2, 5, *shape, generator=g)
+        for strength in (.5, torch.tensor([.5, 2.]), torch.rand(2, 5, generator=g)):
+            change = perp_neg(eps, uncond, negative, strength, 7.) - guided(eps, uncond, 7.)
+            assert ((change*(eps - uncond)).flatten(1).sum(1)).abs().max() < 1e-3*change.abs().max() and change.abs().max() > .1
+        one_each = [perp_neg(eps[i:i+1], uncond[i:i+1], negative[:, i:i+1], torch.tensor([.5, 2.]), 7.) for i in range(5)]
+        assert torch.allclose(perp_neg(eps, uncond, negative, torch.tensor([.5, 2.]), 7.), torch.cat(one_each), atol=1e-4)
+
+def test_perp_neg_limits():
+    g = seeded(1)
+    eps, uncond = torch.randn(4, 3, 8, 8, generator=g), torch.randn(4, 3, 8, 8, generator=g)
+    plain = guided(eps, uncond, 3.)
+    for negative in (eps[None], uncond[None], torch.zeros(0, 4, 3, 8, 8)): assert torch.allclose(perp_neg(eps, uncond, negative, 1., 3.), plain, atol=1e-4)
+    assert torch.isfinite(perp_neg(eps, eps, uncond[None], 1., 3.)).all()             # a prompt that says nothing: no direction to keep
+    with pytest.raises(UserError, match='eps_negative'): perp_neg(eps, uncond, eps, 1., 3.)
