@@ -9,9 +9,9 @@ __all__ = ['Guesses', 'distil_grad', 'sds', 'sjc', 'csd', 'nfsd', 'own_eps', 'vs
 from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
-from .prior import add_noise, at, guided, mixture_score, x_from_eps
+from .prior import add_noise, at, guided, guided_eps, mixture_score, x_from_eps
 from .sds import check_batch
-from .utils import UserError, seeded
+from .utils import UserError
 
 # %% ../nbs/14_beyond.ipynb #b14one02
 @dataclass
@@ -121,8 +121,7 @@ def ddim_noise(
     z_t = z
     for i in range(calls):
         now, then = ((step*k/calls).round().long() for k in (i, i + 1))
-        eps = prior.eps(z_t, now, cond)
-        if guidance: eps = guided(eps, prior.eps(z_t, now, uncond.expand_as(cond)), guidance)
+        eps = guided_eps(prior, z_t, now, cond, uncond, guidance) if guidance else prior.eps(z_t, now, cond)
         clean = x_from_eps(eps, z_t, at(prior.alpha_t, now, z), at(prior.sigma_t, now, z))
         z_t = add_noise(clean, eps, at(prior.alpha_t, then, z), at(prior.sigma_t, then, z))
     alpha_t, sigma_t = at(prior.alpha_t, step, z), at(prior.sigma_t, step, z)

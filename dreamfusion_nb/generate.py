@@ -92,7 +92,7 @@ def hash_field(
     radius=1.,      # of the sphere that holds the scene; the grids have no more than 1
 )->HashField:
     "Hash grids in place of the dense ones"
-    return HashField(generator=generator)
+    return HashField(to_density=partial(softplus_density, radius=radius), generator=generator)
 
 FIELDS = {'grid': grid_field, 'mlp': mlp_field, 'hash': hash_field}
 

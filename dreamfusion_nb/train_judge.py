@@ -459,7 +459,7 @@ def painted_accuracy(
     seed=0,                  # of views and noise
     batch=36,                # pictures painted at a time
 )->tuple[dict, Answers]:     # from `shares`, and all answers
-    "Let a judge pick one of all sentences for what a prior paints"
+    "Let a judge pick one of all sentences for what a prior paints; nothing is painted white, so `textureless` is not a number"
     g, parts = seeded(seed), []
     view = torch.randint(len(POSES), (len(COLOURED),), generator=g)
     for i in torch.arange(0, len(COLOURED), every).split(batch):

@@ -197,7 +197,7 @@ def test_the_scene_can_be_as_large_as_the_papers(density):
 @each_field
 def test_points_of_the_wrong_shape(make):
     for bad in (torch.zeros(4, 2), torch.tensor(1.)):
-        with pytest.raises(UserError, match=r'^A field needs points x \(\.\.\., 3\), got [^\n]+\.$'): make()(bad)
+        with pytest.raises(UserError, match=r'^x must be points or directions \(\.\.\., 3\), got [^\n]+\.$'): make()(bad)
 
 @pytest.mark.parametrize('bad', [lambda: BackgroundMLP()(torch.zeros(5, 2)), lambda: inside(torch.zeros(2)), lambda: grid_lookup(torch.zeros(4, 5, 5, 5), torch.zeros(2, 3)),
                                  lambda: exp_density(torch.zeros(4), torch.zeros(4, 2))])

@@ -1,6 +1,6 @@
 import os
 import pytest, torch
-from dreamfusion_nb.utils import UserError, seeded, write_atomic
+from dreamfusion_nb.utils import UserError, check_points, seeded, write_atomic
 
 def test_write_makes_folders_and_keeps_permissions_usual(tmp_path):
     path = write_atomic(tmp_path/'a'/'b'/'c.txt', lambda p: p.write_text('hello'))
@@ -37,3 +37,9 @@ def test_bad_seeds(seed):
 def test_seeds():
     draws = [torch.rand(4, generator=seeded(s)) for s in (0, 1, 2**63 - 1, 0)]
     assert torch.equal(draws[0], draws[3]) and len({tuple(d.tolist()) for d in draws}) == 3
+
+@pytest.mark.parametrize('shape', [(2,), (3, 2), (), (3, 1)])
+def test_what_are_no_points_is_named(shape):
+    check_points(torch.zeros(0, 3))
+    check_points(torch.zeros(3))
+    with pytest.raises(UserError, match=r'^ray_d .*\(\.\.\., 3\)'): check_points(torch.zeros(shape), 'ray_d')
