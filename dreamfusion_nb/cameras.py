@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['VIEWS', 'SIDES', 'POSES', 'direction', 'angles', 'Cameras', 'Rays', 'look_at', 'orbit', 'camera_rays', 'check_rays',
-           'sphere_interval', 'sample_cameras', 'view_index', 'view_weights', 'pose_index']
+           'sphere_interval', 'sample_cameras', 'view_index', 'view_weights', 'pose_index', 'pose_middle',
+           'pose_cameras']
 
 # %% ../nbs/03_cameras.ipynb #03c002
 from dataclasses import dataclass
@@ -199,3 +200,34 @@ def pose_index(
     "Nearest of the twenty-four finer view phrases"
     side = (azimuth/45).round().long() % len(SIDES)
     return side + len(SIDES)*((elevation > high).long() + (elevation > overhead))
+
+# %% ../nbs/03_cameras.ipynb #03c0e2
+def pose_middle(
+    azimuth:Tensor,   # degrees, (...,)
+    elevation:Tensor, # degrees, (...,)
+)->tuple[Tensor, Tensor]: # azimuth and elevation, degrees, (...,) each
+    "The direction that a view phrase means, of the phrase that fits best: the middle of what `pose_index` gives the same name"
+    middle = torch.tensor([5., 40., 75.]).to(elevation)
+    return (azimuth/45).round()*45, middle[pose_index(azimuth, elevation)//len(SIDES)]
+
+def pose_cameras(
+    n:int,                   # how many
+    spread=1.,               # of everything that is random, around the middle of its phrase or range; 1: all of it
+    elevation=(-10., 90.),   # degrees
+    distance=(2.3, 2.7),     # scene units
+    focal=(1.25, 1.4),       # image widths
+    position_jitter=.05,     # half-width of the uniform offset of the camera centre, scene units
+    target_jitter=.04,       # standard deviation of the point looked at, scene units
+    up_jitter=.02,           # standard deviation of the up vector
+    uniform_area=.5,         # probability that a camera is drawn uniformly in area, else uniformly in angle
+    generator=None,          # torch.Generator
+)->Cameras:                  # (n,)
+    "Cameras that keep close to the twenty-four directions for which there are words"
+    if not 0 <= spread <= 1: raise UserError(f'spread is a share, from 0 to 1, not {spread}.')
+    free = sample_cameras(n, elevation, distance, focal, 0., 0., 0., uniform_area, generator)
+    def drawn(middle, value): return middle + spread*(value - middle)
+    azimuth, height = (drawn(m, v) for m, v in zip(pose_middle(free.azimuth, free.elevation), (free.azimuth, free.elevation)))
+    position = direction(azimuth, height)*drawn(sum(distance)/2, free.position.norm(dim=-1))[:, None]
+    position = position + spread*position_jitter*(2*torch.rand(n, 3, generator=generator) - 1)
+    target, tilt = (spread*s*torch.randn(n, 3, generator=generator) for s in (target_jitter, up_jitter))
+    return Cameras(look_at(position, target, torch.tensor([0., 1., 0.]) + tilt), drawn(sum(focal)/2, free.focal), *angles(position))

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PRIMES', 'CORNERS', 'blob', 'inside', 'exp_density', 'softplus_density', 'dense', 'ResidualBlock', 'NerfMLP',
-           'grid_lookup', 'enlarge', 'GridField', 'spatial_hash', 'hash_level', 'fast_grid', 'HashGrid', 'HashField',
-           'BackgroundMLP']
+           'grid_lookup', 'enlarge', 'Roughness', 'GridField', 'spatial_hash', 'hash_level', 'fast_grid', 'HashGrid',
+           'HashField', 'BackgroundMLP']
 
 # %% ../nbs/02_field.ipynb #02c002
 from functools import cache
@@ -135,6 +135,22 @@ def enlarge(
     return (weights @ along_xy.reshape(c, r, -1)).reshape(1, c, resolution, resolution, resolution)
 
 # %% ../nbs/02_field.ipynb #02c034
+class Roughness(torch.autograd.Function):
+    "Mean square of the differences along the axes, of first or higher order, (1, c, r, r, r) -> scalar; its gradient is made on the way"
+    @staticmethod
+    def forward(ctx, v, order):
+        grad, total = torch.zeros_like(v), v.new_zeros(())
+        for axis in (2, 3, 4):
+            rise, n = v.diff(order, axis), v.shape[axis] - order
+            total += rise.square().mean()/3
+            for k in range(order + 1):
+                grad.narrow(axis, k, n).add_(rise, alpha=(-1)**(order - k)*math.comb(order, k)*2/(3*rise.numel()))
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx, upstream): return upstream*ctx.saved_tensors[0], None
+
 class GridField(nn.Module):
     "Dense grids from coarse to fine, added up: the fastest field on a CPU"
     def __init__(self,
@@ -150,7 +166,8 @@ class GridField(nn.Module):
 
     def bake(self)->Tensor: # logits, (1, 4, r, r, r)
         "All grids in one volume"
-        return sum(enlarge(level, self.resolution) for level in self.levels)
+        first, *rest = (enlarge(level, self.resolution) for level in self.levels)
+        return sum(rest, first)
 
     def volume(self)->Tensor: # logits, (1, 4, r, r, r)
         "`bake`, once per optimisation step: kept until a backward pass uses it up or a parameter changes"
@@ -186,10 +203,11 @@ class GridField(nn.Module):
         "Density alone: a quarter of the numbers to read"
         return self.to_density(grid_lookup(self.volume()[:, :1], x)[..., 0], x)
 
-    def smoothness(self)->Tensor: # scalar, logits squared
-        "Mean squared difference between neighbouring nodes of the baked volume"
-        v, n = self.volume(), self.resolution - 1
-        return sum(F.mse_loss(v.narrow(axis, 1, n), v.narrow(axis, 0, n)) for axis in (2, 3, 4))/3
+    def smoothness(self,
+        order=1, # 1: neighbouring nodes are to be alike; 2: to lie on a line with theirs, so that a ramp costs nothing
+    )->Tensor:   # scalar, logits squared
+        "Mean squared difference of neighbouring nodes of the baked volume, or difference of such differences"
+        return Roughness.apply(self.volume(), order)
 
 # %% ../nbs/02_field.ipynb #02c039
 PRIMES = 1, 2654435761, 805459861

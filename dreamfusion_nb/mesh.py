@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['Mesh', 'device_of', 'scene_density', 'density_grid', 'marching_cubes', 'volume', 'vertex_normals',
-           'surface_threshold', 'components', 'largest_component', 'settle', 'extract_mesh', 'to_trimesh',
+           'surface_threshold', 'components', 'largest_component', 'settle', 'wall_share', 'extract_mesh', 'to_trimesh',
            'srgb_to_linear', 'matt', 'export_mesh']
 
 # %% ../nbs/10_mesh.ipynb #fffea05b
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import math
 import numpy as np
 import torch
@@ -23,6 +23,8 @@ class Mesh:
     vertices:Tensor # points, scene units, (v, 3)
     faces:Tensor    # three vertex indices each, anticlockwise as seen from outside, (f, 3) int64
     colours:Tensor  # of the vertices, sRGB in [0, 1], (v, 3)
+    normals:Tensor=None  # of the vertices, unit vectors that point outwards, (v, 3); None: see `vertex_normals`
+    threshold:float=None # density at which the surface was cut out of its field
 
 # %% ../nbs/10_mesh.ipynb #64dc4117
 def device_of(
@@ -65,12 +67,15 @@ def marching_cubes(
     grid:np.ndarray, # values, (x, y, z)
     threshold:float, # the surface lies where the grid passes through this value
 )->tuple[np.ndarray, np.ndarray]: # vertices in units of grid steps, (v, 3); faces (f, 3)
-    "The surface where a sampled function takes one value"
-    try: from mcubes import marching_cubes as march
-    except ImportError:
-        try: from skimage.measure import marching_cubes as march
-        except ImportError: raise UserError('A mesh needs marching cubes: pip install PyMCubes, or pip install scikit-image.') from None
-    return march(grid, threshold)[:2]
+    "The surface where a sampled function takes one value, with its triangles anticlockwise as seen from the lower values"
+    try:
+        from mcubes import marching_cubes as march
+        return march(grid, threshold)
+    except ImportError: pass
+    try: from skimage.measure import marching_cubes as march
+    except ImportError: raise UserError('A mesh needs marching cubes: pip install PyMCubes, or pip install scikit-image.') from None
+    vertices, faces = march(grid, threshold)[:2]
+    return np.ascontiguousarray(vertices), faces[:, ::-1]    # scikit-image turns its triangles the other way
 
 # %% ../nbs/10_mesh.ipynb #9628c1ac
 def volume(
@@ -133,7 +138,8 @@ def largest_component(
     per_label = area.new_zeros(len(label)).index_add(0, label[mesh.faces[:, 0]], area)
     keep = label == per_label.argmax()
     renumber = keep.cumsum(0) - 1
-    return Mesh(mesh.vertices[keep], renumber[mesh.faces[keep[mesh.faces[:, 0]]]], mesh.colours[keep])
+    normals = None if mesh.normals is None else mesh.normals[keep]
+    return replace(mesh, vertices=mesh.vertices[keep], faces=renumber[mesh.faces[keep[mesh.faces[:, 0]]]], colours=mesh.colours[keep], normals=normals)
 
 # %% ../nbs/10_mesh.ipynb #462b5621
 @torch.no_grad()
@@ -154,6 +160,16 @@ def settle(
         inside, outside = torch.where(dense, middle, inside), torch.where(dense, outside, middle)
     return (inside + outside)/2
 
+# %% ../nbs/10_mesh.ipynb #10m_wall1
+def wall_share(
+    grid:Tensor,     # densities, indexed x, y, z, (n, n, n)
+    threshold:float, # density of the surface
+)->float:            # in [0, 1]
+    "How much of the wall of the scene's sphere lies inside the surface: the share of the grid points within one step of it"
+    axis = torch.linspace(-1, 1, len(grid))
+    r = (axis[:, None, None]**2 + axis[:, None]**2 + axis**2).sqrt()
+    return (grid[(r <= 1) & (r > 1 - (axis[1] - axis[0]))] > threshold).float().mean().item()
+
 # %% ../nbs/10_mesh.ipynb #12f70602
 @torch.no_grad()
 def extract_mesh(
@@ -162,6 +178,7 @@ def extract_mesh(
     threshold=None,     # density of the surface, per unit length; None: see `surface_threshold`
     radius=1.,          # of the sphere that holds the scene, scene units
     largest_only=False, # drop everything but the part with the largest surface
+    wall=.25,           # refuse a surface that holds more than this share of the wall of the scene
 )->Mesh:
     "The surface where the density passes through the threshold, with the albedo as its colour"
     grid, spacing, device = density_grid(field, resolution, radius), 2*radius/(resolution - 1), device_of(field)
@@ -169,15 +186,20 @@ def extract_mesh(
     if threshold <= 0: raise UserError(f'The threshold must be a density above 0, not {threshold}.')
     if not grid.max() > threshold:
         raise UserError(f'There is no surface: the largest density found is {grid.max():.3g}, and the threshold is {threshold:.4g}.')
+    if (share := wall_share(grid, threshold)) > wall:
+        raise UserError(f'The surface overflows: {share:.0%} of the wall of the scene lies inside it. Give a threshold above {threshold:.3g} '
+                        f'(the largest density found is {grid.max():.3g}), or, if the field reaches further, a radius above {radius:g}.')
     grid = F.pad(grid, (1,)*6)                               # a layer of emptiness closes what touches the walls
     steps, faces = marching_cubes(grid.numpy(), threshold)
     low, high = (torch.from_numpy(end).long() for end in (np.floor(steps), np.ceil(steps)))
     dense = (grid[tuple(high.T)] > threshold)[:, None]
-    ends = [((end - 1)*spacing - radius).to(device) for end in (torch.where(dense, high, low), torch.where(dense, low, high))]
+    on_edge = ((high - low).sum(1) < 2)[:, None]             # else in the middle of a cube, where scikit-image puts some
+    steps = torch.from_numpy(steps).to(grid)
+    ends = [((torch.where(on_edge, end, steps) - 1)*spacing - radius).to(device) for end in (torch.where(dense, high, low), torch.where(dense, low, high))]
     vertices = settle(scene_density(field, radius), *ends, threshold)
     colours = torch.cat([field(x)[1] for x in vertices.split(2**17)])
-    mesh = Mesh(vertices.cpu(), torch.from_numpy(faces.astype(np.int64)), colours.clamp(0, 1).float().cpu())
-    if volume(mesh) < 0: mesh.faces = mesh.faces.flip(1)     # libraries differ in which way round they go
+    mesh = Mesh(vertices.cpu(), torch.from_numpy(faces.astype(np.int64)), colours.clamp(0, 1).float().cpu(), threshold=threshold)
+    if volume(mesh) < 0: mesh.faces = mesh.faces.flip(1)     # a surface that was turned inside out would look hollow
     return largest_component(mesh) if largest_only else mesh
 
 # %% ../nbs/10_mesh.ipynb #754143d7
@@ -187,7 +209,8 @@ def to_trimesh(
     "The same mesh as an object of the trimesh library; in a notebook its method `show()` is a viewer"
     import trimesh
     colours = (mesh.colours*255).round().to(torch.uint8)
-    return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_normals=vertex_normals(mesh).numpy(),
+    normals = vertex_normals(mesh) if mesh.normals is None else mesh.normals
+    return trimesh.Trimesh(mesh.vertices.numpy(), mesh.faces.numpy(), vertex_normals=normals.numpy(),
                            vertex_colors=colours.numpy(), process=False)
 
 # %% ../nbs/10_mesh.ipynb #c3deffbf
@@ -216,7 +239,7 @@ def export_mesh(
     if suffix not in ('glb', 'obj', 'ply'): raise UserError(f'A mesh can be saved as .glb, .obj or .ply, not as {str(path)!r}.')
     options = {}
     if suffix == 'glb':                                       # glTF has its own idea of colours, and knows materials
-        mesh = Mesh(mesh.vertices, mesh.faces, srgb_to_linear(mesh.colours))
+        mesh = replace(mesh, colours=srgb_to_linear(mesh.colours))
         options = {'include_normals': True, 'tree_postprocessor': matt}
     data = to_trimesh(mesh).export(file_type=suffix, **options)
     return write_atomic(path, lambda p: p.write_bytes(data if isinstance(data, bytes) else data.encode()))

@@ -259,9 +259,7 @@ def prior_folder(
         raise UserError(f"The embedded prior is missing from this installation ({folder} has no {missing[0]}): install dreamfusion_nb again.")
     if folder.is_dir():
         raise UserError(f"The folder {name} is no prior that this version can load: it has no {', '.join(missing)}.")
-    if re.fullmatch(r"[\w-]+/[\w.-]+", str(name)):   # owner/model, as on a hub
-        raise UserError(f"There is no folder {name}, and this version loads no models from a hub: use 'embedded' or a folder.")
-    raise UserError(f"There is no prior {str(name)!r}: use 'embedded' or a folder.")
+    raise UserError(f"There is no folder {name}.")
 
 # %% ../nbs/06_prior.ipynb #11fc0d0e
 def load_part(
@@ -271,6 +269,7 @@ def load_part(
 ):
     "One part of a prior from the disk, complete or not at all"
     try: part = cls.from_pretrained(folder, local_files_only=True, **options)
+    except MemoryError: raise
     except Exception as e:   # the libraries raise a dozen kinds for a missing, a cut off and a wrong file
         raise UserError(f"The prior's {folder.name} cannot be read: a file in {folder} is missing or damaged.") from e
     if not isinstance(part, tuple): return part
@@ -282,23 +281,33 @@ def load_part(
 # %% ../nbs/06_prior.ipynb #f9b81c54
 @contextmanager
 def quiet_loading():
-    "Without the progress bar of transformers, which would flash by for a file that loads in a blink"
+    "Without the progress bars of both libraries, which would flash by for a file that loads in a blink"
     from diffusers.utils import logging as diffusers_logging               # it recommends a package for models that don't fit into memory
     from transformers.utils import logging
     shown, level = logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
+    bar = diffusers_logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
+    diffusers_logging.disable_progress_bar()
     diffusers_logging.set_verbosity_error()
+    spoken = logging.get_verbosity()
+    logging.set_verbosity_error()
     try: yield
     finally:
         if shown: logging.enable_progress_bar()
+        if bar: diffusers_logging.enable_progress_bar()
         diffusers_logging.set_verbosity(level)
+        logging.set_verbosity(spoken)
 
 # %% ../nbs/06_prior.ipynb #1c96214c
 def load_prior(
-    name='embedded', # 'embedded', or a folder with transformer/, text_encoder/, tokenizer/ and scheduler/
+    name='embedded', # 'embedded', a folder, a model on the hub (owner/model), or a family such as 'stable-diffusion'
     device='cpu',    # a torch device
-)->PixelPrior:       # float32, without gradients
-    "A prior from the disk, ready to use"
+    vram=None,       # budget for a borrowed model, GB; None: no limit
+):                   # a prior without gradients
+    "A prior by its name, ready to use"
+    if str(name) != 'embedded' and ((Path(name)/'model_index.json').exists() or not Path(name).is_dir()):
+        from dreamfusion_nb.real_priors import borrow       # notebook 15; only those who borrow need it
+        return borrow(name, device, vram)
     folder = prior_folder(name)
     from diffusers import DDPMScheduler, SD3Transformer2DModel
     from transformers import CLIPTextModel, PreTrainedTokenizerFast

@@ -189,7 +189,7 @@ def write_results(
         mesh = extract_mesh(scene.field, mesh_resolution, radius=scene.settings.radius)
         export_mesh(mesh, folder/'mesh.glb')
         scores['faces'] = len(mesh.faces)
-    except UserError as e: raise UserError(f'The run made nothing solid, so there is no mesh ({e}) Try another --seed.') from None
+    except UserError as e: raise UserError(f'The run gave no mesh: {e} Or try another --seed.') from None
     return scores
 
 # %% ../nbs/A8_runs.ipynb #db4ac7f1
@@ -202,6 +202,7 @@ def generate_run(
     device='auto',
     resume=False,     # go on with an unfinished run
     overwrite=False,  # replace a run that is there
+    vram=None,        # budget for a borrowed prior, GB; None: no limit
     progress=True,    # as in `optimise`
     **changes,        # of the quality's settings
 )->Path: # the finished folder
@@ -219,7 +220,7 @@ def generate_run(
         old = folder.record()
         if prompt is not None and ' '.join(prompt.split()) != old['prompt']: raise UserError(f'{folder.partial} is a run of {old["prompt"]!r}, not of {prompt!r}.')
         record = {k: old[k] for k in record}
-    model = load_prior(record['prior'], device)
+    model = load_prior(record['prior'], device, vram)
     dream = Dream(record['prompt'], model, Settings(**record['settings']), record['seed'], device)
     record.update(prompt=dream.prompt, version=__version__, device=device, torch=torch.__version__, python=platform.python_version(), threads=torch.get_num_threads())
     if resume and folder.checkpoint.exists(): dream.restore(folder.checkpoint)

@@ -1,8 +1,10 @@
 "The loop: settings, exact restarts, files, and every field and quality for a few steps"
 from dataclasses import asdict, replace
-import json
+import json, sys
 import pytest, torch
 from dreamfusion_nb import generate as G
+from dreamfusion_nb import scene as S
+from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.prior import load_prior
 from dreamfusion_nb.utils import UserError, seeded
 
@@ -17,7 +19,7 @@ def test_settings_survive_json():
 @pytest.mark.parametrize('quality', G.QUALITIES)
 @pytest.mark.parametrize('field', G.FIELDS)
 def test_every_quality_and_field_takes_steps(prior, quality, field):
-    dream = G.Dream('a red ball', prior, replace(G.QUALITIES[quality], steps=2, field=field, radius=G.QUALITIES[quality].radius if field == 'mlp' else 1., **SHORT), seed=3)
+    dream = G.Dream('a red ball', prior, replace(G.QUALITIES[quality], steps=2, field=field, radius=G.QUALITIES[quality].radius if field == 'mlp' else 1., optimiser='adam', **SHORT), seed=3)
     before = [p.clone() for p in dream.modules.parameters()]
     rows = list(dream)
     assert [r['step'] for r in rows] == [1, 2] and all(torch.isfinite(p).all() for p in dream.modules.parameters())
@@ -29,8 +31,8 @@ def test_the_prompt_names_the_side_that_the_camera_sees(prior, monkeypatch, fine
     class Listening:
         def __getattr__(self, name): return getattr(prior, name)
         def eps(self, z_t, step, cond): asked.append(cond[0]); return prior.eps(z_t, step, cond)
-    sample = G.sample_cameras
-    monkeypatch.setattr(G, 'sample_cameras', lambda *a, **k: drawn.append(sample(*a, **k)) or drawn[-1])
+    sample = G.Dream.cameras
+    monkeypatch.setattr(G.Dream, 'cameras', lambda self: drawn.append(sample(self)) or drawn[-1])
     dream = G.Dream('a red ball', Listening(), G.Settings(steps=6, fine_views=fine, **SHORT), seed=1)
     for _ in dream: pass
     names, index = (G.POSES, G.pose_index) if fine else (G.VIEWS, G.view_index)
@@ -38,6 +40,18 @@ def test_the_prompt_names_the_side_that_the_camera_sees(prior, monkeypatch, fine
     for cond, cameras in zip(asked, drawn, strict=True):
         said = f'a red ball, {names[index(cameras.azimuth, cameras.elevation)[0]]} view'
         assert torch.allclose(cond, prior.encode([said])[0], atol=1e-5)
+
+def test_cameras_leave_the_middles_of_the_words_by_and_by(prior):
+    dream = G.Dream('a red ball', prior, G.Settings(steps=10, views=64, pose_spread=(0., .2, .6), elevation=(-10., 55.)))
+    def off():
+        azimuth = dream.cameras().azimuth
+        return ((azimuth + 22.5) % 45 - 22.5).abs().max().item()
+    seen = []
+    for dream.step in (0, 2, 4, 6, 9): seen.append(off())
+    assert max(seen[:2]) < .01 < 5 < seen[2] < 13 and min(seen[3:]) > 18
+    dream.settings = replace(dream.settings, fine_views=False)
+    dream.step = 0
+    assert off() > 18                                                    # four words are for everywhere
 
 def test_view_words_are_never_cut_off(prior):
     def fits(n):
@@ -71,8 +85,8 @@ def test_resume_is_exact_for_every_field(prior, tmp_path, changes):
 def test_a_checkpoint_of_another_run_is_refused(prior, tmp_path):
     def new(prompt='a green cone', seed=2, steps=4): return G.Dream(prompt, prior, G.Settings(steps=steps, **SHORT), seed)
     new().save(tmp_path/'c')
-    for other in (dict(prompt='a red cone'), dict(seed=3), dict(steps=5)):
-        with pytest.raises(UserError, match='another run'): new(**other).restore(tmp_path/'c')
+    for other, word in ((dict(prompt='a red cone'), 'prompt'), (dict(seed=3), 'seed'), (dict(steps=5), 'steps')):
+        with pytest.raises(UserError, match=f'another run: its {word} is'): new(**other).restore(tmp_path/'c')
 
 def test_files_say_what_they_are(prior, tmp_path):
     dream = G.Dream('a green cone', prior, G.Settings(steps=4, **SHORT))
@@ -82,27 +96,29 @@ def test_files_say_what_they_are(prior, tmp_path):
     with pytest.raises(UserError, match='no file'): G.Scene.load(tmp_path/'nothing')
     (tmp_path/'t').write_text('not tensors')
     with pytest.raises(UserError, match='damaged'): G.Scene.load(tmp_path/'t')
-    G.save_tensors(tmp_path/'v', {'a': torch.ones(2)}, 'scene')
-    data = (tmp_path/'v').read_bytes().replace(G.__version__.encode(), b'9' + G.__version__.encode()[1:])
+    S.save_tensors(tmp_path/'v', {'a': torch.ones(2)}, 'scene')
+    data = (tmp_path/'v').read_bytes().replace(S.__version__.encode(), b'9' + S.__version__.encode()[1:])
     (tmp_path/'v').write_bytes(data)
-    with pytest.raises(UserError, match='version 9'): G.load_tensors(tmp_path/'v', 'scene')
+    with pytest.raises(UserError, match='version 9'): S.load_tensors(tmp_path/'v', 'scene')
 
 def test_a_prior_that_breaks_is_not_hidden(prior):
     class Broken:
         def __getattr__(self, name): return getattr(prior, name)
         def eps(self, z_t, step, cond): return z_t*float('nan')
-    with pytest.raises(FloatingPointError): G.Dream('a red ball', Broken(), G.Settings(steps=2, **SHORT)).advance()
+    dream = G.Dream('a red ball', Broken(), G.Settings(steps=2, **SHORT))
+    with pytest.raises(FloatingPointError, match='Step 1 of 2'): dream.advance()
+    assert dream.step == 0 and dream.field.levels[0][:, 0].abs().max() == 0          # the density, at its start
 
 def test_occupancy_skipping_keeps_the_picture(prior):
     dream = G.Dream('a red ball', prior, G.Settings(steps=20, **SHORT))
     for _ in dream: pass
-    cameras = G.orbit(torch.tensor([30.]), 20., 2.5, 1.3)
+    cameras = orbit(torch.tensor([30.]), 20., 2.5, 1.3)
     quick = G.look(dream.scene, cameras, 24, 48)
     full = G.render(dream.field, G.camera_rays(cameras, 24), 48, background=torch.ones(3))
     assert (quick.rgb - full.rgb.detach()).abs().max() < .05
 
 def test_the_lamp_is_above_the_left_shoulder():
-    cameras = G.orbit(torch.tensor([0.]), 0., 2.5, 1.3)
+    cameras = orbit(torch.tensor([0.]), 0., 2.5, 1.3)
     assert torch.allclose(G.lamp_by(cameras).position, torch.tensor([[-.6, 1., 2.5]]), atol=1e-5)
 
 def test_random_backgrounds_cover_the_greys():
@@ -117,3 +133,71 @@ def test_the_paper_has_its_larger_sphere(prior, tmp_path):
     dream.scene.save(tmp_path/'scene.safetensors')
     assert torch.equal(G.Scene.load(tmp_path/'scene.safetensors').field(x)[0], dream.field(x)[0])
     with pytest.raises(UserError, match='radius of 1'): G.Settings(radius=1.4)
+
+OPTIONS = [dict(mixed_views=True), dict(mixed_views=True, fine_views=False), dict(perp_neg=1.), dict(perp_neg=1., fine_views=False), dict(uniform_area=0.), dict(up_jitter=0.), dict(lambda_distortion=(0., 1.)),
+           dict(lambda_normals=(1., 1.)), dict(normal_eps=0., albedo_until=0., shaded=1.), dict(cosine_after_warmup=True, warmup=.5), dict(orient_until=.25, lambda_orient=(0., 10.)),
+           dict(field='mlp', blob_before=True), dict(field='mlp', blur=(.05, .002)), dict(field='mlp', blur=(.05, .002), blur_squared=False)]
+
+@pytest.mark.parametrize('changes', OPTIONS, ids=lambda c: '-'.join(c))
+def test_every_option_takes_steps_and_matters(prior, changes):
+    def end(changes):
+        dream = G.Dream('a red mug', prior, G.Settings(steps=3, **SHORT, **{'albedo_until': 0., 'shaded': 1., **changes}), seed=1)
+        for _ in dream: pass
+        return torch.cat([p.detach().flatten() for p in dream.modules.parameters()])
+    changed, plain = end(changes), end({k: v for k, v in changes.items() if k == 'field'})
+    assert changed.isfinite().all() and not torch.equal(changed, plain)
+
+@pytest.mark.parametrize('field', ['grid', 'mlp'])
+@pytest.mark.parametrize('optimiser', ['adan', 'shampoo'])
+def test_resume_is_exact_for_every_optimiser(prior, tmp_path, optimiser, field):
+    pytest.importorskip('pytorch_optimizer')
+    settings = G.Settings(steps=14, sizes=((0., 8),), samples=8, field=field, optimiser=optimiser, lr=.01)   # Shampoo's roots come at step 10
+    def new(): return G.Dream('a green cone', prior, settings, seed=2)
+    straight, stopped = new(), new()
+    for _ in straight: pass
+    while stopped.step < 12: stopped.advance()
+    stopped.save(tmp_path/'c')
+    resumed = new().restore(tmp_path/'c')
+    assert all(torch.equal(a, b) for a, b in zip(stopped.modules.parameters(), resumed.modules.parameters()))
+    for _ in resumed: pass
+    assert all(torch.equal(a, b) for a, b in zip(straight.modules.parameters(), resumed.modules.parameters()))
+
+def test_a_missing_package_is_named(prior, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'pytorch_optimizer', None)
+    with pytest.raises(UserError, match='pip install pytorch_optimizer'): G.Dream('a red ball', prior, G.PAPER)
+    with pytest.raises(UserError, match='no optimiser'): G.Settings(optimiser='sgd')
+
+def test_the_memory_of_another_optimiser_is_refused(prior, tmp_path):
+    dream = G.Dream('a green cone', prior, G.Settings(steps=4, **SHORT))
+    dream.advance()
+    tensors = {k: v for k, v in G.memories(dream.optimiser).items() if not k.endswith('exp_avg_sq')}
+    with pytest.raises(UserError, match='another version of the optimiser'): G.recall(dream.optimiser, tensors, 1)
+
+def test_a_gradient_that_is_no_number_changes_nothing(prior, monkeypatch):
+    dream = G.Dream('a green cone', prior, G.Settings(steps=4, **SHORT))
+    dream.advance()
+    before = [p.detach().clone() for p in dream.modules.parameters()]
+    monkeypatch.setattr(G, 'opacity_loss', lambda o: (o - o.detach()).sum().sqrt())      # its slope at 0 is infinite
+    with pytest.raises(FloatingPointError, match='Step 2 of 4: The gradient of the field'): dream.advance()
+    assert dream.step == 1 and all(torch.equal(a, b) for a, b in zip(before, dream.modules.parameters()))
+
+def test_the_schedule_of_the_step_size(prior):
+    dream = G.Dream('a red ball', prior, G.Settings(steps=100, lr=1., lr_end=.1, warmup=.2))
+    def at(step): dream.step = step; return dream.lr
+    assert at(0) == pytest.approx(.05*1.) and at(100) == pytest.approx(.1) and at(50) == pytest.approx(.55)
+    dream.settings = replace(dream.settings, cosine_after_warmup=True)
+    assert at(20) == pytest.approx(1.) and at(60) == pytest.approx(.55) and at(100) == pytest.approx(.1)
+
+def test_mixed_words_reach_the_prior(prior):
+    dream = G.Dream('a red ball', prior, G.Settings(steps=2, fine_views=False, mixed_views=True))
+    cameras = orbit(torch.tensor([0., 30., 180.]), torch.tensor([0., 10., 70.]))
+    cond, _ = dream.ask(cameras)
+    front, side, back, above = dream.cond
+    assert torch.allclose(cond, torch.stack([front, 2/3*front + side/3, above]), atol=1e-5)
+
+def test_perp_neg_grows_towards_the_back(prior):
+    dream = G.Dream('a red ball', prior, G.Settings(steps=2, perp_neg=2.))
+    _, averse = dream.ask(orbit(torch.tensor([0., 90., 180., -90.]), torch.tensor([0., 30., 70., 0.])))
+    assert torch.allclose(averse.strength, torch.tensor([0., 1., 2., 1.]))
+    assert torch.equal(averse.negative, dream.cond[[G.POSES.index(f'{height} front') for height in ('low', 'high', 'overhead', 'low')]])
+    assert averse.alpha_t is prior.alpha_t

@@ -49,7 +49,8 @@ def test_nothing_outside_the_sphere():
     everywhere = lambda x: (torch.full(x.shape[:-1], 50.), torch.ones_like(x))
     grid = density_grid(everywhere, 32)
     assert grid[0, 0, 0] == 0 and abs((grid > 0).float().mean() - math.pi/6*(31/32)**3) < .02
-    m = extract_mesh(everywhere, 32, threshold=25.)
+    with pytest.raises(UserError, match='100% of the wall'): extract_mesh(everywhere, 32, threshold=25.)
+    m = extract_mesh(everywhere, 32, threshold=25., wall=1.)
     assert to_trimesh(m).is_watertight
     assert m.vertices.norm(dim=-1).max() < 1 + 2e-3 and m.vertices.norm(dim=-1).mean() > .99
 
@@ -97,6 +98,30 @@ def test_winding_does_not_depend_on_the_library(monkeypatch):
         return vertices, faces[:, ::-1]
     monkeypatch.setattr(module, 'marching_cubes', reversed_triangles)
     assert math.isclose(volume(extract_mesh(tent, 16, threshold=4.)), volume(straight), rel_tol=1e-6)
+
+@pytest.mark.parametrize('threshold', [4., None])
+def test_scikit_image_in_the_place_of_mcubes(monkeypatch, threshold):
+    first = extract_mesh(soft_ball, 32, threshold and 40.)
+    monkeypatch.setitem(sys.modules, 'mcubes', None)
+    second = extract_mesh(soft_ball, 32, threshold and 40.)
+    assert math.isclose(volume(first), volume(second), rel_tol=1e-3) and to_trimesh(second).is_watertight and to_trimesh(second).is_winding_consistent
+
+def test_winding_of_both_libraries_on_noise(monkeypatch):
+    noise = np.pad(np.random.default_rng(1).random((12, 12, 12)), 1)
+    signed = lambda found: trimesh.Trimesh(found[0], found[1].astype(int), process=False).volume
+    first = signed(marching_cubes(noise, .5))
+    monkeypatch.setitem(sys.modules, 'mcubes', None)
+    assert first > 0 and signed(marching_cubes(noise, .5)) > 0
+
+def test_vertices_in_the_middle_of_a_cube_stay_there(monkeypatch):
+    "scikit-image puts some where no edge is; they have no two ends to bisect between"
+    noise = torch.rand(14, 14, 14, generator=torch.Generator().manual_seed(0))
+    def rough(x):
+        return torch.nn.functional.grid_sample(noise[None, None], x.flip(-1)[None, None, None], align_corners=True)[0, 0, 0, 0], (x + 1)/2
+    monkeypatch.setitem(sys.modules, 'mcubes', None)
+    m = extract_mesh(rough, 14, threshold=.5, wall=1.)
+    inner = m.vertices[m.vertices.norm(dim=-1) < .8]                       # away from the wall, where the density jumps
+    assert to_trimesh(m).is_watertight and (rough(inner)[0] - .5).abs().max() < .1
 
 def test_without_marching_cubes(monkeypatch):
     monkeypatch.setitem(sys.modules, 'mcubes', None)
