@@ -11,7 +11,7 @@ HERE := $(shell pwd -P | cksum | cut -d' ' -f1)
 RUN_READY := .venv/.ready-to-run-$(HERE)
 DEVELOP_READY := .venv/.ready-to-develop-$(HERE)
 
-.PHONY: help dream words test notebooks docs clean set-up check-prompt check-quarto
+.PHONY: help dream words test notebooks docs clean set-up check-prompt check-quarto browser
 .DELETE_ON_ERROR:
 
 help:
@@ -32,7 +32,7 @@ words: $(RUN_READY)
 
 set-up: $(DEVELOP_READY)
 
-test: $(DEVELOP_READY)
+test: $(DEVELOP_READY) browser
 	@$(BIN)/python -m pytest $(ARGS)
 
 notebooks: $(DEVELOP_READY)
@@ -44,6 +44,7 @@ notebooks: $(DEVELOP_READY)
 
 docs: check-quarto $(DEVELOP_READY)
 	$(BIN)/nbdev-docs
+	cp -R nbs/gallery _docs/
 
 clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache nbs/nbdev.yml nbs/sidebar.yml nbs/llms.txt
@@ -52,6 +53,13 @@ clean:
 
 check-prompt:
 	@if [ -z "$$PROMPT" ]; then echo 'Say what to make: make dream PROMPT="a red mug"' >&2; exit 2; fi
+
+# Tests that look at pages need Chromium and are skipped without it
+browser:
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo 'Installing Chromium for the tests of pages ...'; \
+	        apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1 || echo 'It could not be installed, so these tests are skipped.'; \
+	    else echo 'There is no Chromium, so tests of pages are skipped; on Debian and Ubuntu: sudo apt-get install chromium'; fi; }
 
 check-quarto:
 	@command -v quarto >/dev/null || { \

@@ -18,9 +18,9 @@ setup(
     long_description_content_type='text/markdown',
     packages=find_packages(include=[lib_path]),
     include_package_data=False,
-    package_data={lib_path: ['weights/**/*', 'judge/**/*']},
+    package_data={lib_path: ['weights/**/*', 'judge/**/*', 'static/*']},
     install_requires=settings['requirements'].split(),
-    extras_require={'dev': settings['dev_requirements'].split()},
+    extras_require={'dev': settings['dev_requirements'].split(), 'studio': settings['studio_requirements'].split(), 'parallel': settings['parallel_requirements'].split()},
     entry_points={
         'console_scripts': settings['console_scripts'].split(),
         'nbdev': [f'{lib_name}={lib_path}._modidx:d'],

@@ -5,10 +5,9 @@
 # %% auto #0
 __all__ = ['PARTS', 'cosine_schedule', 'at', 'add_noise', 'mixture_log_prob', 'mixture_score', 'GaussianMixturePrior', 'guided',
            'both_eps', 'guided_eps', 'x_from_eps', 'ddim', 'to_v', 'eps_from_v', 'eps_from_x', 'PixelPrior',
-           'prior_folder', 'load_part', 'quiet_loading', 'load_prior', 'words', 'check_prompt', 'sample']
+           'prior_folder', 'load_prior', 'words', 'check_prompt', 'sample', 'load_part', 'quiet_loading']
 
 # %% ../nbs/06_prior.ipynb #18b921c0
-from contextlib import contextmanager
 import difflib
 import math
 from pathlib import Path
@@ -17,7 +16,11 @@ import torch
 from torch import Tensor
 import torch.nn.functional as F
 import dreamfusion_nb
+from .hub import load_part, quiet_loading
 from .utils import UserError
+
+# %% ../nbs/06_prior.ipynb #06hub001
+_all_ = ['load_part', 'quiet_loading']
 
 # %% ../nbs/06_prior.ipynb #7a0172ba
 def cosine_schedule(
@@ -261,54 +264,19 @@ def prior_folder(
         raise UserError(f"The folder {name} is no prior that this version can load: it has no {', '.join(missing)}.")
     raise UserError(f"There is no folder {name}.")
 
-# %% ../nbs/06_prior.ipynb #11fc0d0e
-def load_part(
-    cls,    # a class with `from_pretrained`
-    folder, # where it was saved
-    **options,
-):
-    "One part of a prior from the disk, complete or not at all"
-    try: part = cls.from_pretrained(folder, local_files_only=True, **options)
-    except MemoryError: raise
-    except Exception as e:   # the libraries raise a dozen kinds for a missing, a cut off and a wrong file
-        raise UserError(f"The prior's {folder.name} cannot be read: a file in {folder} is missing or damaged.") from e
-    if not isinstance(part, tuple): return part
-    part, info = part
-    # both libraries fill a gap in the weights with random numbers and only print a warning
-    if info['missing_keys']: raise UserError(f"The prior's {folder.name} is incomplete: {folder} lacks {len(info['missing_keys'])} of its weights.")
-    return part
-
-# %% ../nbs/06_prior.ipynb #f9b81c54
-@contextmanager
-def quiet_loading():
-    "Without the progress bars of both libraries, which would flash by for a file that loads in a blink"
-    from diffusers.utils import logging as diffusers_logging               # it recommends a package for models that don't fit into memory
-    from transformers.utils import logging
-    shown, level = logging.is_progress_bar_enabled(), diffusers_logging.get_verbosity()
-    bar = diffusers_logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    diffusers_logging.disable_progress_bar()
-    diffusers_logging.set_verbosity_error()
-    spoken = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try: yield
-    finally:
-        if shown: logging.enable_progress_bar()
-        if bar: diffusers_logging.enable_progress_bar()
-        diffusers_logging.set_verbosity(level)
-        logging.set_verbosity(spoken)
-
 # %% ../nbs/06_prior.ipynb #1c96214c
 def load_prior(
     name='embedded', # 'embedded', a folder, a model on the hub (owner/model), or a family such as 'stable-diffusion'
     device='cpu',    # a torch device
     vram=None,       # budget for a borrowed model, GB; None: no limit
+    **options,       # of a borrowed model: `direct`, `compile`, `dtype`, see notebook F0
 ):                   # a prior without gradients
     "A prior by its name, ready to use"
     if str(name) != 'embedded' and ((Path(name)/'model_index.json').exists() or not Path(name).is_dir()):
         from dreamfusion_nb.real_priors import borrow       # notebook 15; only those who borrow need it
-        return borrow(name, device, vram)
+        return borrow(name, device, vram, **options)
     folder = prior_folder(name)
+    if given := [k for k, v in options.items() if v]: raise UserError(f'{", ".join(given)}: that is for borrowed models, and the prior {name} is of our own kind.')
     from diffusers import DDPMScheduler, SD3Transformer2DModel
     from transformers import CLIPTextModel, PreTrainedTokenizerFast
     with quiet_loading():

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPTIMISERS', 'FIELDS', 'Settings', 'grid_field', 'mlp_field', 'hash_field', 'make_field', 'save_tensors', 'checksum',
-           'load_tensors', 'part', 'Scene', 'lamp_by', 'normals_of', 'look', 'views_sheet', 'turntable']
+           'load_tensors', 'part', 'Scene', 'lamp_by', 'normals_of', 'in_bfloat16', 'look', 'views_sheet', 'turntable']
 
 # %% ../nbs/A9_scene.ipynb #a9s003
 import json, zlib
@@ -16,7 +16,7 @@ import safetensors.torch
 from . import __version__
 from .cameras import Cameras, camera_rays, orbit
 from .field import GridField, HashField, NerfMLP, exp_density, softplus_density
-from .rendering import OccupancyGrid, Render, render
+from .rendering import OccupancyGrid, Render, render_in_chunks
 from .shading import Light, analytic_normals, diffuse_shade, finite_difference_normals, textureless_shade
 from .utils import UserError, write_atomic
 from .viz import depth_image, normal_image, sheet
@@ -39,12 +39,16 @@ class Settings:
     lr_end:float = .1                     # share of it that is left at the end (cosine)
     warmup:float = .02                    # share of the run until the peak (linear)
     cosine_after_warmup:bool = False      # the cosine begins at the peak (the paper's); False: with the run
+    view_words:bool = True                # the prompts say from where we look; False: the same prompt for every view
     fine_views:bool = True                # twenty-four view phrases in the prompts; False: the paper's four words
     pose_spread:tuple = (.2, .3, .8)      # of the cameras around what the finer phrases mean: at first, share of the run from which it grows, share at which it is whole, 1; (1, 0, 1): whole from the start
     mixed_views:bool = False              # prompts of neighbouring views mixed by azimuth (section 3.2); False: the nearest (appendix A.2)
     perp_neg:float = 0.                   # push away from the front view's prompt, growing from 0 at the front to this at the back (Perp-Neg); 0: none
     guidance:float = 20.                  # w of the paper's form
     contrast:float|None = .85             # the most that a guided guess of the picture may have, in units of the prior's pictures; None: no bound (the paper's)
+    finish:float = .2                     # share of the run, at its end, that only cleans the surface; 0: none (the paper's)
+    finish_guidance:float = 1.            # w in it
+    finish_levels:tuple = (.02, .5)       # lowest and highest noise level in it, share of the schedule
     weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets them push nearly alike
     t_high:tuple = (.99, .95)             # highest noise level at the start and the end, share of the schedule
     t_low:tuple = (.9, .7)                # lowest noise level at the start and the end, share of the schedule
@@ -72,6 +76,7 @@ class Settings:
     normal_eps:float = .03                # reach of the finite differences for normals, scene units; 0: the gradient itself (the paper's)
     blur:tuple = (0., 0.)                 # of the integrated encoding, at the start and after a third of the run: lambda of notebook 01, scene units
     blur_squared:bool = True              # lambda is a standard deviation; False: a variance (the paper can be read either way)
+    mixed:bool = False                    # the field's layers answer the render in bfloat16 (a CUDA GPU only); normals, light and compositing stay in float32
     blob_before:bool = False              # the first blob goes into the exponential of the field 'mlp'; False: on top, for good (the paper's); the other fields have it inside
 
     def __post_init__(self):
@@ -81,6 +86,7 @@ class Settings:
         if self.field not in FIELDS: raise UserError(f'There is no field {self.field!r}; choose {", ".join(FIELDS)}.')
         if self.optimiser not in OPTIMISERS: raise UserError(f'There is no optimiser {self.optimiser!r}; choose {", ".join(OPTIMISERS)}.')
         if not (0 <= self.pose_spread[0] <= 1 and self.pose_spread[1] < self.pose_spread[2]): raise UserError(f'pose_spread is a share from 0 to 1 and two shares of the run in order, not {self.pose_spread}.')
+        if not 0 <= self.finish < 1: raise UserError(f'`finish` is a share of the run, from 0 to less than 1, not {self.finish:g}.')
         if self.blob_before and self.field != 'mlp': raise UserError(f'The {self.field} field has its blob inside the activation anyway: `blob_before` is for the field mlp.')
         if self.radius > 1 and self.field != 'mlp': raise UserError(f'The {self.field} field ends at a radius of 1, so the scene cannot have {self.radius:g}; the field mlp has no end.')
 
@@ -200,6 +206,16 @@ def normals_of(
     "The normals of a field, from four probes or from its gradient"
     return (lambda x: finite_difference_normals(field.density, x, eps)) if eps else lambda x: analytic_normals(field.density, x)
 
+def in_bfloat16(
+    field,  # x (m, 3), var -> density (m,), albedo (m, 3)
+    device, # where its layers may calculate in 16 bits
+):          # the same, with answers in float32
+    "A field whose layers are evaluated in bfloat16; its weights, and the gradients that they get, stay in float32"
+    def ask(x, var=None):
+        with torch.autocast(torch.device(device).type, torch.bfloat16): density, albedo = field(x, var)
+        return density.float(), albedo.float()
+    return ask
+
 @torch.no_grad()
 def look(
     scene:Scene,
@@ -219,7 +235,7 @@ def look(
     for i in range(len(cameras.focal)):
         one = Cameras(*(getattr(cameras, k.name)[i].to(device) for k in fields(Cameras)))
         lamp = light and Light(*(getattr(light, k.name)[i].to(device) for k in fields(Light)))
-        parts.append(render(f, camera_rays(one, size), samples, s.radius, background=torch.full((3,), background, device=device), shade=lamp and lit(lamp),
+        parts.append(render_in_chunks(f, camera_rays(one, size), samples, s.radius, background=torch.full((3,), background, device=device), shade=lamp and lit(lamp),
                             normals=normals_of(f, s.normal_eps), occupied=occupied))
     keep = 'rgb', 'opacity', 'depth', 'normal'
     return Render(**{k.name: torch.stack([getattr(p, k.name) for p in parts]).cpu() if k.name in keep else None for k in fields(Render)})

@@ -3,6 +3,7 @@ from dataclasses import asdict, replace
 import json, sys
 import pytest, torch
 from dreamfusion_nb import generate as G
+from dreamfusion_nb import optimisers as O
 from dreamfusion_nb import scene as S
 from dreamfusion_nb.cameras import orbit
 from dreamfusion_nb.prior import load_prior
@@ -134,7 +135,7 @@ def test_the_paper_has_its_larger_sphere(prior, tmp_path):
     assert torch.equal(G.Scene.load(tmp_path/'scene.safetensors').field(x)[0], dream.field(x)[0])
     with pytest.raises(UserError, match='radius of 1'): G.Settings(radius=1.4)
 
-OPTIONS = [dict(mixed_views=True), dict(mixed_views=True, fine_views=False), dict(perp_neg=1.), dict(perp_neg=1., fine_views=False), dict(uniform_area=0.), dict(up_jitter=0.), dict(lambda_distortion=(0., 1.)),
+OPTIONS = [dict(view_words=False), dict(finish=0.), dict(finish_guidance=30.), dict(finish_levels=(.5, .9)), dict(mixed_views=True), dict(mixed_views=True, fine_views=False), dict(perp_neg=1.), dict(perp_neg=1., fine_views=False), dict(uniform_area=0.), dict(up_jitter=0.), dict(lambda_distortion=(0., 1.)),
            dict(lambda_normals=(1., 1.)), dict(normal_eps=0., albedo_until=0., shaded=1.), dict(cosine_after_warmup=True, warmup=.5), dict(orient_until=.25, lambda_orient=(0., 10.)),
            dict(field='mlp', blob_before=True), dict(field='mlp', blur=(.05, .002)), dict(field='mlp', blur=(.05, .002), blur_squared=False)]
 
@@ -201,3 +202,108 @@ def test_perp_neg_grows_towards_the_back(prior):
     assert torch.allclose(averse.strength, torch.tensor([0., 1., 2., 1.]))
     assert torch.equal(averse.negative, dream.cond[[G.POSES.index(f'{height} front') for height in ('low', 'high', 'overhead', 'low')]])
     assert averse.alpha_t is prior.alpha_t
+
+def test_without_view_words_every_view_has_the_prompt_itself(prior):
+    dream = G.Dream('a red ball', prior, G.Settings(steps=2, view_words=False))
+    assert torch.allclose(dream.cond, prior.encode(['a red ball']).expand_as(dream.cond), atol=1e-5)
+
+def levels_and_guidance(prior, monkeypatch, **changes):
+    "What each step of a short run asks with"
+    asked, sds = [], G.sds_grad
+    monkeypatch.setattr(G, 'sds_grad', lambda prior, z, cond, uncond, step, noise, guidance, *rest: asked.append((step.item(), guidance)) or sds(prior, z, cond, uncond, step, noise, guidance, *rest))
+    for _ in G.Dream('a red ball', prior, G.Settings(steps=10, sizes=((0., 8),), samples=8, **changes), seed=1): pass
+    return asked
+
+def test_the_last_fifth_asks_gently(prior, monkeypatch):
+    asked = levels_and_guidance(prior, monkeypatch)
+    assert [guidance for _, guidance in asked] == [20.]*8 + [1.]*2
+    assert min(step for step, _ in asked[:8]) >= 700 and max(step for step, _ in asked[8:]) <= 500
+
+def test_without_it_all_steps_ask_alike(prior, monkeypatch):
+    asked = levels_and_guidance(prior, monkeypatch, finish=0.)
+    assert {guidance for _, guidance in asked} == {20.} and min(step for step, _ in asked) >= 700
+
+def test_the_share_that_cleans_is_a_share():
+    with pytest.raises(UserError, match='finish'): G.Settings(finish=1.)
+
+@pytest.mark.parametrize('optimiser', ['adam', 'shampoo'])
+def test_resume_is_exact_while_cleaning(prior, tmp_path, optimiser):
+    "The memory is a new one there, and counts from its own beginning: Shampoo's roots come ten steps after that"
+    if optimiser != 'adam': pytest.importorskip('pytorch_optimizer')
+    settings = G.Settings(steps=16, finish=.75, sizes=((0., 8),), samples=8, optimiser=optimiser, lr=.01)
+    def new(): return G.Dream('a green cone', prior, settings, seed=2)
+    straight = new()
+    assert straight.finish_step == 4
+    for _ in straight: pass
+    for at in (4, 5, 9):
+        stopped = new()
+        while stopped.step < at: stopped.advance()
+        stopped.save(tmp_path/'c')
+        resumed = new().restore(tmp_path/'c')
+        for _ in resumed: pass
+        assert all(torch.equal(a, b) for a, b in zip(straight.modules.parameters(), resumed.modules.parameters())), at
+
+def test_cleaning_begins_with_a_fresh_memory(prior):
+    dream, counted = G.Dream('a red ball', prior, G.Settings(steps=10, sizes=((0., 8),), samples=8), seed=1), []
+    for _ in dream: counted.append(int(dream.optimiser.state[dream.field.levels[0]]['step']))
+    assert counted == [*range(1, 9), 1, 2]
+
+def slow_to_look(dream, every=10):
+    dream.ledger.every = every
+    return dream
+
+def test_the_loop_reads_nothing_between_two_looks(prior, monkeypatch):
+    "On a GPU each number that the program reads is a wait; what the other modules read, they read on a CPU only, but for the counting of samples in `render`"
+    read, where = [], {'generate', 'optimisers', 'parallel', 'shading', 'sds'}
+    def watch(name):
+        original = getattr(torch.Tensor, name)
+        def noted(self, *args, **kwargs):
+            frame = sys._getframe(1)
+            read.append((frame.f_globals.get('__name__', '').removeprefix('dreamfusion_nb.'), frame.f_code.co_name))
+            return original(self, *args, **kwargs)
+        monkeypatch.setattr(torch.Tensor, name, noted)
+    for name in ('item', 'tolist', '__bool__', '__float__', '__int__', '__index__', 'numpy', 'nonzero'): watch(name)
+    dream = slow_to_look(G.Dream('a red ball', prior, G.Settings(steps=24, occupancy_from=1., **SHORT), seed=1))
+    looks = []
+    while dream.step < 12:
+        read.clear()
+        dream.advance()
+        looks.append(('optimisers', 'read') in read)
+        allowed = {('optimisers', 'read'), ('shading', 'sample_mode'), ('sds', 'check_batch'), ('sds', 'sds_grad')}    # two random numbers of the CPU's generator; what is looked at on a CPU only
+        assert {r for r in read if r[0] in where} <= allowed
+    assert looks == [True] + [False]*8 + [True, False, False]
+
+def test_a_bad_step_that_is_noticed_late_changes_nothing(prior, monkeypatch, tmp_path):
+    dream = slow_to_look(G.Dream('a green cone', prior, G.Settings(steps=24, **SHORT)))
+    while dream.step < 4: dream.advance()
+    before, memory = [p.detach().clone() for p in dream.modules.parameters()], {k: v.clone() for k, v in O.memories(dream.optimiser).items()}
+    with monkeypatch.context() as m:
+        m.setattr(G, 'opacity_loss', lambda o: (o - o.detach()).sum().sqrt())            # its slope at 0 is infinite
+        dream.advance()
+    dream.advance()
+    with pytest.raises(FloatingPointError, match='Step 5 of 24: The gradient of the field'): dream.save(tmp_path/'c')
+    assert dream.step == 4 and not (tmp_path/'c').exists() and all(torch.equal(a, b) for a, b in zip(before, dream.modules.parameters()))
+    assert all(torch.equal(v, memory[k]) for k, v in O.memories(dream.optimiser).items())
+    for _ in dream: pass
+    assert dream.step == 24 and all(p.isfinite().all() for p in dream.modules.parameters())
+
+def test_looking_rarely_makes_the_same_object(prior):
+    def made(every):
+        dream = slow_to_look(G.Dream('a green cone', prior, G.Settings(steps=8, **SHORT), seed=1), every)
+        rows = list(dream)
+        return torch.cat([p.detach().flatten() for p in dream.modules.parameters()]), rows[-1]['grad']
+    (a, grad), (b, same) = made(1), made(5)
+    assert torch.equal(a, b) and grad == same
+
+@pytest.mark.parametrize('field', ['mlp', 'hash'])
+def test_sixteen_bits_are_nearly_the_field(field):
+    f, x = S.make_field(G.Settings(field=field), seeded(0)), .8*torch.rand(500, 3, generator=seeded(1)) - .4
+    (density, albedo), (rough, painted) = f(x), S.in_bfloat16(f, 'cpu')(x)
+    assert rough.dtype == painted.dtype == torch.float32 and not torch.equal(rough, density)
+    torch.testing.assert_close(rough, density, rtol=.05, atol=.05)
+    torch.testing.assert_close(painted, albedo, rtol=.05, atol=.02)
+    rough.sum().backward()
+    assert all(p.grad is None or (p.grad.dtype == torch.float32 and p.grad.isfinite().all()) for p in f.parameters())
+
+def test_sixteen_bits_are_for_a_gpu(prior):
+    with pytest.raises(UserError, match='CUDA GPU, and the device is cpu'): G.Dream('a red ball', prior, G.Settings(mixed=True))

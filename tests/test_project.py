@@ -25,7 +25,7 @@ def run(*command, cwd=ROOT, timeout=600, **env):
 def copy_project(to, *leave_out):
     "A copy of what a clone holds"
     ignore = shutil.ignore_patterns('.venv', '.git', 'runs', 'build', 'dist', '*.egg-info', '__pycache__', '.ipynb_checkpoints',
-                                    '.pytest_cache', '_proc', '_docs', 'shared', *leave_out)
+                                    '.pytest_cache', '_proc', '_docs', 'shared', 'node_modules', *leave_out)
     return Path(shutil.copytree(ROOT, to, symlinks=True, ignore=ignore))
 
 def stand_in(path, text):
@@ -105,15 +105,19 @@ ARROWS = {
     'utils': [], 'viz': [],
     'encoding': [], 'field': ['encoding'], 'mesh': ['field'], 'tidy': ['mesh'], 'texture': ['tidy'],
     'cameras': [], 'rendering': ['cameras'], 'shading': ['rendering'], 'regularizers': [],
-    'prior': [], 'real_priors': ['prior'], 'sds': ['prior'], 'beyond': ['sds'],
-    'scene': ['field', 'shading'], 'generate': ['scene', 'regularizers', 'sds'],
-    'runs': ['generate', 'mesh'], 'scenes': ['runs'],
-    'toys': [], 'shapeworld': ['toys', 'cameras', 'shading'], 'train_prior': ['shapeworld', 'prior'],
-    'evaluate': ['generate', 'mesh', 'shapeworld'], 'train_judge': ['train_prior', 'evaluate'],
-    'suites': ['evaluate', 'runs'], 'cli': ['suites', 'scenes', 'texture'],
+    'hub': [], 'prior': ['hub'], 'borrowed': ['prior'], 'real_priors': ['borrowed'], 'sds': ['prior'], 'beyond': ['sds'],
+    'bench': ['generate'], 'scene': ['field', 'shading'], 'optimisers': [], 'parallel': [], 'generate': ['scene', 'regularizers', 'sds', 'optimisers', 'parallel'],
+    'runs': ['generate', 'mesh'], 'lights': [], 'composition': ['lights', 'mesh', 'shading'], 'scenes': ['composition', 'runs'],
+    'toys': [], 'tracing': ['toys', 'cameras'], 'shapeworld': ['tracing', 'shading'],
+    'new_prior': ['shapeworld', 'prior'], 'pictures': ['new_prior'], 'train_prior': ['pictures'],
+    'judges': ['new_prior'], 'judge_data': ['pictures'], 'train_judge': ['judge_data', 'judges'],
+    'accuracy': ['mesh', 'shapeworld'], 'evaluate': ['accuracy', 'generate', 'judges'],
+    'prompts': ['shapeworld'], 'report': ['evaluate', 'runs'], 'suites': ['prompts', 'report'], 'batch': ['prompts', 'report'], 'gallery': ['report', 'texture'], 'cli': ['bench', 'suites', 'scenes', 'texture', 'viewer', 'batch', 'gallery'],
+    'eye': ['scenes'], 'viewer': ['eye', 'texture'],
+    'readouts': ['scene', 'shapeworld'], 'sessions': ['readouts', 'evaluate', 'runs'], 'studio': ['sessions', 'viewer', 'scenes', 'texture'],
 }
 LATE = {'prior': {'real_priors'}}   # imported inside a function: `load_prior` hands over to the adapters when a borrowed model is asked for
-LAZY = {'diffusers', 'transformers', 'mcubes', 'xatlas', 'fast_simplification', 'skimage', 'trimesh', 'ipywidgets', 'matplotlib', 'scipy', 'tinycudann', 'imageio', 'pytorch_optimizer'}
+LAZY = {'diffusers', 'transformers', 'mcubes', 'xatlas', 'fast_simplification', 'skimage', 'trimesh', 'ipywidgets', 'anywidget', 'traitlets', 'matplotlib', 'scipy', 'tinycudann', 'imageio', 'pytorch_optimizer', 'accelerate'}
 NEVER = {'nbdev', 'fastcore', 'execnb', 'IPython', 'pkg_resources', 'jupytext'}
 
 @functools.cache
@@ -204,7 +208,7 @@ def project_files():
 
 def readable(path):
     "The text of a file; of a notebook without its pictures"
-    if path.suffix in ('.png', '.gif', '.safetensors', '.glb', '.jpg', '.mp4'): return ''
+    if path.suffix in ('.png', '.gif', '.safetensors', '.glb', '.jpg', '.mp4', '.webp'): return ''
     return re.sub(r'"image/\w+": "[^"]*"', '', path.read_text(encoding='utf-8'))
 
 def test_no_absolute_paths():

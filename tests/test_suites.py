@@ -4,7 +4,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
-from dreamfusion_nb import cli, runs, suites
+from dreamfusion_nb import cli, prompts, report, runs, suites
 from dreamfusion_nb.evaluate import judged_pictures, meaning
 from dreamfusion_nb.prior import PixelPrior
 from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, held_out
@@ -36,9 +36,9 @@ def light(put):
     "Leave out what takes long and is tested elsewhere: films, meshes, marks for shapes, most of the pictures"
     put(runs, 'write_preview', lambda dream, path: None)
     put(runs, 'write_results', only_the_scene)
-    put(suites, 'judged_pictures', lambda scene, textureless=False: judged_pictures(scene, textureless, 2, 8))
-    put(suites, 'true_pictures', lambda prompt, textureless: torch.full((2, 3, 8, 8), .5))
-    put(suites, 'marks', lambda scene, judge: ({'iou': .5, 'chamfer': .1, 'colour': 3., 'floaters': 0., 'fog': .1, 'fullness': scene.field.density(torch.zeros(1, 3)).item()/100}, None))
+    put(report, 'judged_pictures', lambda scene, textureless=False: judged_pictures(scene, textureless, 2, 8))
+    put(report, 'true_pictures', lambda prompt, textureless: torch.full((2, 3, 8, 8), .5))
+    put(report, 'marks', lambda scene, judge: ({'iou': .5, 'chamfer': .1, 'colour': 3., 'floaters': 0., 'fog': .1, 'fullness': scene.field.density(torch.zeros(1, 3)).item()/100}, None))
 
 @pytest.fixture
 def quick(monkeypatch, prior, tmp_path):
@@ -95,7 +95,7 @@ def test_the_captions_of_the_paper_are_fetched_once(tmp_path, monkeypatch):
         if len(asked) == 1: raise OSError('no network')
         return io.BytesIO(('queries = [' + ', '.join(repr(f'A thing number {i}. ') for i in range(153)) + ']').encode())
     monkeypatch.setenv('HOME', str(tmp_path))
-    monkeypatch.setattr(suites.urllib.request, 'urlopen', page)
+    monkeypatch.setattr(prompts.urllib.request, 'urlopen', page)
     with pytest.raises(UserError, match='no network.*coco_queries_val.py'): suites.suite_prompts('coco')
     assert len(suites.suite_prompts('coco')) == suites.SUITES['coco'] and suites.suite_captions('coco')[3] == 'a thing number 3.'
     assert asked == [suites.COCO]*2 and not [f for f in (tmp_path/'.cache'/'dreamfusion_nb').iterdir() if f.name != 'coco_queries_val.py']
@@ -184,7 +184,7 @@ def test_a_failing_prompt_does_not_stop_the_rest(quick, tmp_path, monkeypatch):
 def test_a_run_with_nothing_solid_is_empty_and_not_failed(quick, monkeypatch):
     def hollow(*_, **__): raise UserError('There is nothing.')
     monkeypatch.setattr(runs, 'write_results', lambda scene, folder: (only_the_scene(scene, folder), hollow()))
-    monkeypatch.setattr(suites, 'marks', hollow)
+    monkeypatch.setattr(report, 'marks', hollow)
     found = quick(['a red ball'])
     assert found['failed'] == 0 and found['empty_or_full'] == 1 and found['prompts'][0]['iou'] == 0 and found['prompts'][0]['chamfer'] is None
     assert found['prompts'][0]['folder'].endswith('.partial')
@@ -286,7 +286,7 @@ def test_names_of_runs_are_all_different():
 
 def test_the_command(prior, tmp_path, monkeypatch, capsys):
     light(monkeypatch.setattr)
-    monkeypatch.setitem(cli.QUALITIES, 'draft', replace(cli.QUALITIES['draft'], **TINY))
+    monkeypatch.setitem(suites.QUALITIES, 'draft', replace(suites.QUALITIES['draft'], **TINY))
     out = tmp_path/'quick'
     arguments = ['evaluate', '--suite', 'quick', '--prompts', '1', '--out', str(out), '--prior', prior, '--judge', 'none', '--workers', '1', '--steps', '6', '--device', 'cpu']
     assert cli.main(arguments) == 0
@@ -295,5 +295,5 @@ def test_the_command(prior, tmp_path, monkeypatch, capsys):
     assert first in said.out and 'index.html' in said.out and 'Traceback' not in said.err
     assert cli.main(['evaluate', str(out/'runs'/f'{suites.slug(first)}-0'), '--judge', 'none']) == 0 and first in capsys.readouterr().out
     stop = lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt)
-    monkeypatch.setattr(cli, 'evaluate_suite', stop)
+    monkeypatch.setattr(suites, 'evaluate_suite', stop)
     assert cli.main(arguments) == 130 and 'goes on' in capsys.readouterr().err

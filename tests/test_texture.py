@@ -12,7 +12,7 @@ import torch
 import trimesh
 from dreamfusion_nb.mesh import Mesh, export_mesh, extract_mesh, vertex_normals, volume
 from dreamfusion_nb.shapeworld import as_field
-from dreamfusion_nb.texture import Textured, bake, look_up, make_asset, onto_surface, rasterise, save_asset, stand, unwrap
+from dreamfusion_nb.texture import Textured, bake, make_asset, onto_surface, rasterise, save_asset, stand, texture_at, unwrap
 from dreamfusion_nb.tidy import decimate, field_normals, fill_holes, finish, mend, merge_slivers, open_edges, report
 from dreamfusion_nb.utils import UserError
 
@@ -76,7 +76,7 @@ def test_normals_of_a_sphere(ball):
 
 def test_texture_of_a_sphere(globe):
     assert globe.image.shape == (3, 128, 128) and globe.uv.min() >= 0 and globe.uv.max() <= 1
-    seen = look_up(globe.image, globe.uv)
+    seen = texture_at(globe.image, globe.uv)
     assert (seen - globe.colours).abs().max() < .02 and report(globe)['watertight'] and report(globe)['euler'] == 2
 
 def test_bake_asks_on_the_surface():

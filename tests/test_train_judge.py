@@ -164,6 +164,21 @@ def test_accuracy_and_confusions(monkeypatch, world):
     assert found['held-out' if both else 'trained']['both'] > 0 and found['trained' if both else 'held-out']['both'] == 0
     assert all(said == 'mug' and n == len(COLOURS) + 1 for _, said, n in tj.confusions(answers)) and len(tj.confusions(answers)) == len(OBJECTS) - 1
 
+def test_views_that_do_not_show_their_colour_can_be_left_out(monkeypatch, world):
+    "A mug whose own colour is nowhere to be seen stays as a white picture only"
+    class Stubborn:
+        def pictures(self, x): return torch.ones(len(x), 1)
+        def sentences(self, said): return torch.ones(len(said), 1)
+    layers, mug = world.layers.clone(), list(OBJECTS).index('mug')
+    layers[mug, :, 0] = 0
+    layers[0, :, 0, :, :32] = 0                                            # half of it is enough
+    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1)})
+    _, every = tj.judge_accuracy(Stubborn(), per_object=1)
+    found, shown = tj.judge_accuracy(Stubborn(), per_object=1, least=.05)
+    assert len(every.own) == len(OBJECTS)*(len(COLOURS) + 1) and found['pictures'] == len(every.own) - len(COLOURS)
+    assert (shown.shown[:, 0] == mug).sum() == 1 and shown.shown[shown.shown[:, 0] == mug][0, 1] == tj.OPEN and torch.equal(shown.said, tj.that_show(every, .05).said)
+    assert every.own[every.shown[:, 0] == 0][:len(COLOURS)].sub(.5).abs().max() < .02
+
 def test_painted_accuracy(monkeypatch):
     "A painter that does as it is told, and a judge that reads what was painted"
     class Reader:

@@ -156,7 +156,7 @@ def test_a_batch_mixes_pairs_among_the_others():
     assert not any(f' {r} ' in text for r in RELATIONS for text in picture_batch(world, mean_layers(world.layers, world.views), 200, seed=2)[2])
 
 def test_a_world_is_traced_once_and_shared_out(tmp_path, monkeypatch):
-    import dreamfusion_nb.train_prior as module
+    import dreamfusion_nb.pictures as module
     calls = []
     monkeypatch.setattr(module, 'layer_batch', lambda thing, n, seed: calls.append((thing, n, seed)) or (torch.full((n, 8 if isinstance(thing, str) else 6, 64, 64), seed % 251, dtype=torch.uint8), torch.zeros(n, dtype=torch.int64)))
     size = 3, PARTY, 2
