@@ -126,13 +126,12 @@ def poster(
         if job['seed'] != jobs[0]['seed'] or job['prompt'] not in wanted: continue
         k, i, strip = wanted.index(job['prompt']), names.index(job['variant']), Path(job['folder'])/'strip.png'
         x, y = left + k*(len(shown)*side + gap), line + i*(2*side + 4)
-        draw.text((x, 1), job['prompt'], 'black')
-        draw.text((2, y + side - 6), job['variant'], 'black')
+        if i == 0: draw.text((x, 1), job['prompt'], 'black')
+        if k == 0: draw.text((2, y + side - 6), job['variant'], 'black')
         if not strip.exists(): continue
         with Image.open(strip) as p:
-            step, rows = p.width//8, (1, 2)                                        # shaded, textureless
-            for r, row in enumerate(rows):
-                for c, a in enumerate(shown): whole.paste(p.crop((a*step, row*p.height//3, (a + 1)*step, (row + 1)*p.height//3)).resize((side, side)), (x + c*side, y + r*side))
+            for r, row in enumerate((1, 2)):                                       # shaded, textureless; `sheet` leaves two pixels between pictures
+                for c, n in enumerate(shown): whole.paste(p.crop((n*(side + 2), row*(side + 2), n*(side + 2) + side, row*(side + 2) + side)), (x + c*side, y + r*side))
     write_atomic(file, lambda p: whole.quantize(128).save(p, 'png', optimize=True))
 
 def main(argv=None):

@@ -38,16 +38,17 @@ def at_work(
 # %% ../nbs/B5_sessions.ipynb #b5s032
 class Session:
     "One run at a time, in a thread: start, watch, stop, resume"
+    loading = threading.Lock()           # of all sessions: the libraries cannot read two models at once
     def __init__(self,
         runs='runs',   # folder of all runs
         device='auto', # 'auto', 'cpu', 'cuda', ...
         pace=.75,      # seconds between previews, at least
         judging=5.,    # seconds between scores, at least; None: no scores
-        share=.1,      # of the time that previews may take, and scores a third of that: on a slow machine both come less often
-        size=80,       # pixels per side of a preview's four pictures
+        share=.08,     # of the time that previews may take, and scores a third of that: on a slow machine both come less often
+        size=64,       # pixels per side of a preview's four pictures; of a finished object's twice as many
     ):
         self.runs, self.device, self.pace, self.judging, self.share, self.size = Path(runs), device, pace, judging, share, size
-        self.lock, self.loading, self.sign, self.worker, self.listener = threading.RLock(), threading.Lock(), threading.Event(), None, None
+        self.lock, self.sign, self.worker, self.listener = threading.RLock(), threading.Event(), None, None
         self.known, self.judge, self.trouble = (None, None), None, ''
         self.view, self.wanted = (20., 20.), False
         self.clear()
@@ -193,7 +194,8 @@ class Session:
     def draw(self, scene):
         "The four pictures side by side"
         self.wanted = False
-        self.picture = png_bytes(sheet([torch.cat(list(glimpse(scene, *self.view, self.size).values()))], 4))
+        size = self.size*(1 + (self.state == 'finished' or 0 < self.step == self.steps))
+        self.picture = png_bytes(sheet([torch.cat(list(glimpse(scene, *self.view, size).values()))], 4))
 
     def look_from(self, azimuth, elevation):
         "Ask for a picture from elsewhere, degrees: it comes with the next step"
@@ -201,7 +203,7 @@ class Session:
 
     def mark(self, scene):
         "How well the pictures fit the sentence: the mean cosine over three sides"
-        if self.judge is None: self.judge = load_judge()
+        with self.loading: self.judge = self.judge or load_judge()
         try: check_prompt(self.judge, self.prompt)
         except UserError: return                                    # the judge has never seen one of these words
         cosine = (self.judge.pictures(judged_pictures(scene, views=3)) @ self.judge.sentences([self.prompt]).T).mean().item()

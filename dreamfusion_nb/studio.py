@@ -84,7 +84,7 @@ class Shell:
         def button(name, *more, **traits): return classed(w.Button(description=name, **traits), 'df-button', *more)
         def row(*children, more='df-line'): return classed(w.Box(children), 'df-row', more)
         def heading(text): return w.HTML(f'<h4>{text}</h4>')
-        choices = lambda names, none: [(none, None), *((name, name) for name in names)]
+        choices = lambda names, none: [(none, ''), *((name, name) for name in names)]
         self.prompt = field(w.Combobox, 'What to make', 'df-prompt', placeholder='a red mug', continuous_update=True)
         self.hint, self.message = classed(w.HTML(), 'df-note'), classed(w.HTML(), 'df-note')
         self.pattern, self.colour, self.object = (field(w.Dropdown, name, options=o) for name, o in (('Pattern', choices(PATTERNS, 'plain')), ('Colour', list(COLOURS)), ('Object', list(OBJECTS))))
@@ -149,7 +149,7 @@ class Studio:
         if not self.foreground: self.session.listener = self.refresh
         self.list_runs()
         self.refresh()
-        if prior == 'embedded': threading.Thread(target=self.warm, daemon=True).start()
+        if prior == 'embedded': threading.Thread(target=self.warm).start()
 
     def __getattr__(self, name):
         if name.startswith('__') or 'shell' not in self.__dict__: raise AttributeError(name)
@@ -165,7 +165,9 @@ class Studio:
     def warm(self):
         "Read the prior ahead, so that the first run begins at once and the prompt box knows its words"
         try: self.model = self.session.load()
-        except Exception: return                                     # a run will say it where it can be read
+        except Exception as e:                                       # a run will say it where it can be read
+            self.session.trouble = sentence(e)
+            return
         self.known = words(self.model)
         if not self.foreground: self.typed()
 
@@ -183,9 +185,9 @@ class Studio:
     def compose(self):
         "The dropdowns write the prompt"
         s = self.shell
-        put(s.pattern, disabled=s.place.value is not None)
-        for part in (s.second_colour, s.second): put(part, disabled=s.place.value is None)
-        s.prompt.value = composed(s.object.value, s.colour.value, s.pattern.value, s.place.value, s.second.value, s.second_colour.value)
+        put(s.pattern, disabled=bool(s.place.value))
+        for part in (s.second_colour, s.second): put(part, disabled=not s.place.value)
+        s.prompt.value = composed(s.object.value, s.colour.value, s.pattern.value or None, s.place.value or None, s.second.value, s.second_colour.value)
 
     def turned(self):
         "See the object from another side: at the next step, or at once if it is finished"
@@ -286,7 +288,7 @@ class Studio:
             try: put(s.link, value=link(*packed(folder.out, kind)))
             except Exception as e: put(s.link, value=complaint(sentence(e)))
         if self.foreground: make()
-        else: threading.Thread(target=make, daemon=True).start()
+        else: threading.Thread(target=make).start()
 
     def place(self):
         "Several finished runs in one scene, with sliders"

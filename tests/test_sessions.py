@@ -116,6 +116,20 @@ def test_stop_while_the_prior_is_read(session, prior, monkeypatch):
     go.set()
     assert session.wait(600) == 'finished' and [p.name for p in session.runs.iterdir()] == ['a-blue-ball-seed0']
 
+def test_two_sessions_read_their_priors_in_turn(tmp_path, monkeypatch):
+    reading, most = [], []
+    def slow(name, device, direct):
+        reading.append(name)
+        most.append(len(reading))
+        time.sleep(.05)
+        reading.pop()
+        return name
+    monkeypatch.setattr(sessions, 'load_prior', slow)
+    both = [threading.Thread(target=Session(tmp_path, 'cpu').load, args=(name,)) for name in 'abc']
+    for t in both: t.start()
+    for t in both: t.join()
+    assert most == [1, 1, 1]
+
 def test_stop_while_the_results_are_written(session, monkeypatch, straight):
     writing, plain = threading.Event(), runs.write_results
     def slow(scene, folder):
