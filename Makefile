@@ -38,7 +38,7 @@ test: $(DEVELOP_READY) browser
 notebooks: $(DEVELOP_READY)
 	$(BIN)/nbdev-export
 	cd nbs && for notebook in *.ipynb; do \
-	    ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 "$$notebook" || exit 1; done
+	    ../$(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=900 --ExecutePreprocessor.store_widget_state=False "$$notebook" || exit 1; done
 	$(BIN)/nbdev-clean
 	$(BIN)/nbdev-export
 

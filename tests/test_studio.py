@@ -201,9 +201,11 @@ def test_in_a_browser(app, watch_page, jupyter, tmp_path_factory, validate):
     page.set_default_timeout(3_000_000 if PICTURES else 120_000)
     page.goto(jupyter(app, folder) + {'lab': '/doc/tree/s.ipynb', 'notebook': '/notebooks/s.ipynb'}[app])
     page.wait_for_selector('.jp-Notebook .cm-content')
-    page.wait_for_selector('text=/Python 3.*/')
-    page.locator('.cm-content').first.click()
-    page.keyboard.press('Shift+Enter')
+    for _ in range(20):                                                   # a page that is not ready yet lets the keys fall
+        page.locator('.cm-content').first.click()
+        page.keyboard.press('Shift+Enter')
+        page.wait_for_timeout(3000)
+        if page.evaluate(r"[...document.querySelectorAll('.jp-InputPrompt')].some(e => /\[(\*|\d+)\]/.test(e.textContent))"): break
     page.wait_for_selector('.df-studio .df-prompt')
     def button(name): return page.get_by_role('button', name=name, exact=True)
     def strip(): return page.evaluate("document.querySelector('img.df-strip')?.src")
