@@ -44,7 +44,7 @@ notebooks: $(DEVELOP_READY)
 
 docs: check-quarto $(DEVELOP_READY)
 	$(BIN)/nbdev-docs
-	cp -R nbs/gallery _docs/
+	cp -RL nbs/gallery _docs/
 
 clean:
 	rm -rf build dist *.egg-info _proc _docs .pytest_cache nbs/nbdev.yml nbs/sidebar.yml nbs/llms.txt

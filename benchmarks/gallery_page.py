@@ -62,7 +62,7 @@ def main():
         made |= {'again_s': round(time.time() - begin, 1), 'again_cpu_s': round(time.process_time() - busy, 1)}
         files = list((folder/'runs'/'index-files').iterdir())
         size = lambda end: sum(f.stat().st_size for f in files if f.name.endswith(end))
-        sizes = {'page': page.stat().st_size, 'viewer': size('page.js'), 'first_pictures': size('.webp') - size('-turn.webp'), 'strips': size('-turn.webp'), 'meshes': size('.js') - size('page.js')}
+        sizes = {'page': page.stat().st_size, 'viewer': size('viewer.js'), 'first_pictures': size('.webp') - size('-turn.webp'), 'strips': size('-turn.webp'), 'meshes': size('.js') - size('page.js')}
         result = {'items': a.items, **made, 'bytes': sizes, **look(page)}
     Path(a.out).write_text(json.dumps(result, indent=1) + '\n')
     print(json.dumps(result, indent=1))

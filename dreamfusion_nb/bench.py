@@ -20,6 +20,7 @@ from . import __version__, field as fields_module, generate as loop
 from .cameras import camera_rays, orbit
 from .encoding import positional_encoding
 from .generate import FIELDS, QUALITIES, Dream, Settings
+from .hub import quiet_loading
 from .prior import cosine_schedule, load_prior
 from .rendering import alpha_weights, composite, render, sample_along_rays
 from .scene import make_field, normals_of
@@ -166,7 +167,7 @@ class RandomPrior:
         from diffusers import AutoencoderKL, UNet2DConditionModel
         self.device, self.size, n = torch.device(device), size, len(vae)
         self.dtype = torch.float32 if self.device.type == 'cpu' else torch.float16
-        with self.device, torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
+        with quiet_loading(), self.device, torch.random.fork_rng([self.device] if self.device.type == 'cuda' else []):
             self.net = UNet2DConditionModel(sample_size=size//2**(n - 1), cross_attention_dim=768, attention_head_dim=8, block_out_channels=widths).to(self.dtype).eval().requires_grad_(False)
             self.vae = AutoencoderKL(down_block_types=['DownEncoderBlock2D']*n, up_block_types=['UpDecoderBlock2D']*n, block_out_channels=vae, layers_per_block=2).eval().requires_grad_(False)
         self.alpha_t, self.sigma_t = (v.to(self.device) for v in cosine_schedule())
@@ -260,7 +261,7 @@ def growth(
             seconds = forward_backward(lit_render(settings, device, **b), now, 2)
             rows.append((b['size']**2*b['samples']*b['views'], seconds, peak_mb(device)))
         points, seconds, memory = (torch.tensor(column, dtype=torch.float64) for column in zip(*rows))
-        found[axis] = dict(values=list(values), points=points.long().tolist(), seconds=seconds.tolist(), peak_mb=memory.tolist(), slope=float((seconds[-1]/seconds[-3]).log()/(points[-1]/points[-3]).log()))
+        found[axis] = dict(values=list(values), points=points.long().tolist(), seconds=seconds.tolist(), peak_mb=memory.tolist(), slope=float((seconds[-1]/seconds[-3:][0]).log()/(points[-1]/points[-3:][0]).log()))
     return found
 
 # %% ../nbs/B4_bench.ipynb #b4b041

@@ -22,7 +22,7 @@ from .parallel import Share, chosen
 from .prior import check_prompt, load_prior
 from .regularizers import anneal, distortion_loss, entropy_loss, opacity_loss, orientation_loss, smoothness_loss
 from .rendering import OccupancyGrid, Render, render, sample_along_rays, true_indices
-from .scene import FIELDS, Scene, Settings, in_bfloat16, lamp_by, load_tensors, look, make_field, normals_of, part, save_tensors, turntable, views_sheet
+from .scene import FIELDS, Scene, Settings, in_bfloat16, lamp_by, load_tensors, look, make_field, normals_of, save_tensors, turntable, views_sheet
 from .sds import annealed_range, apply_grad, perp_neg, sample_steps, sds_grad
 from .shading import Light, diffuse_shade, sample_light, sample_mode, textureless_shade
 from .utils import UserError, seeded

@@ -10,7 +10,6 @@ import atexit, os, signal, threading
 from contextlib import contextmanager
 from dataclasses import fields
 import torch
-from torch import Tensor
 from .utils import UserError
 
 # %% ../nbs/B8_parallel.ipynb #b8pa0006

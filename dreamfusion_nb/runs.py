@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PREVIEW', 'COLUMNS', 'RunFolder', 'slug', 'free_folder', 'choose_folder', 'pick_device', 'write_preview', 'write_log',
-           'StopSign', 'optimise', 'save_mp4', 'write_results', 'heeding', 'generate_run']
+           'read_table', 'StopSign', 'optimise', 'save_mp4', 'write_results', 'heeding', 'generate_run']
 
 # %% ../nbs/A8_runs.ipynb #a8runs03
 import json, os, platform, shutil, signal, subprocess, sys, tempfile, threading, time
@@ -127,6 +127,18 @@ def write_log(path, rows):
     lines = [','.join(COLUMNS)] + [','.join(f'{r[c]:.5g}' if isinstance(r[c], float) else str(r[c]) for c in COLUMNS) for r in rows]
     write_atomic(path, lambda p: p.write_text('\n'.join(lines) + '\n'))
 
+def read_table(
+    path, # a .csv of numbers and words, with names in its first line
+)->list:  # of dicts; empty if there is no such file, and without lines that are cut off
+    "Figures from the disk"
+    try: head, *lines = path.read_text().splitlines()
+    except (OSError, ValueError): return []
+    names, rows = head.split(','), [line.split(',') for line in lines]
+    def number(text):
+        try: return float(text) if '.' in text or 'e' in text or 'n' in text else int(text)
+        except ValueError: return text
+    return [dict(zip(names, map(number, row))) for row in rows if len(row) == len(names) and row[0].isdigit()]
+
 class StopSign:
     "Ctrl-C asks, or a function says so; the run stops between two steps, where its state is whole. A second Ctrl-C does not wait"
     def __init__(self, stop=None): self.asked, self.stop = False, stop
@@ -153,12 +165,8 @@ def optimise(
 ):
     "Drive a run to its end, keeping the folder such that it can be killed at any moment"
     from tqdm.auto import tqdm
-    rows = []
-    if dream.step and folder.log.exists():                             # rows after the checkpoint will be made again
-        for line in folder.log.read_text().splitlines()[1:]:
-            row = dict(zip(COLUMNS, line.split(',')))
-            if int(row['step']) <= dream.step: rows.append(row)
-    start, shown = time.time() - (float(rows[-1]['seconds']) if rows else 0), 0.
+    rows = [row for row in read_table(folder.log) if row['step'] <= dream.step] if dream.step else []      # those after the checkpoint will be made again
+    start, shown = time.time() - (rows[-1]['seconds'] if rows else 0), 0.
     with StopSign(stop) as sign, tqdm(total=dream.settings.steps, initial=dream.step, desc=dream.prompt, unit='step', disable=progress is not True) as bar:
         for row in dream:
             bar.update()

@@ -9,11 +9,12 @@ __all__ = ['FILES', 'Ears', 'packed', 'Shell', 'hide', 'put', 'Studio']
 import functools, html, sys, tempfile, threading, time, zipfile
 from io import BytesIO
 from pathlib import Path
-from .composition import Composition, merged, object_mesh
+from .composition import merged, object_mesh
 from .generate import QUALITIES
+from .hub import KNOWN
 from .prior import check_prompt, words
 from .readouts import STYLE, complaint, complete, composed, curves, link, report, sentence
-from .runs import RunFolder, slug
+from .runs import slug
 from .scenes import SceneFile, SceneObject, open_run, open_scene, place_panel
 from .sessions import Session, at_work, saved_runs
 from .shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS
@@ -90,7 +91,7 @@ class Shell:
         self.pattern, self.colour, self.object = (field(w.Dropdown, name, options=o) for name, o in (('Pattern', choices(PATTERNS, 'plain')), ('Colour', list(COLOURS)), ('Object', list(OBJECTS))))
         self.place, self.second_colour, self.second = (field(w.Dropdown, name, options=o) for name, o in (('Place', choices(RELATIONS, 'alone')), ('Colour', list(COLOURS)), ('Object', list(OBJECTS))))
         self.object.value, self.second.value, self.second_colour.value = 'mug', 'table', 'blue'
-        self.prior = field(w.Combobox, 'Prior', value=prior, options=('embedded', 'stable-diffusion', 'stable-diffusion-2', 'sdxl', 'pixart', 'deepfloyd-if', 'stable-diffusion-3'))
+        self.prior = field(w.Combobox, 'Prior', value=prior, options=('embedded', *KNOWN))
         self.quality = field(w.Dropdown, 'Quality', options=list(QUALITIES), value=quality)
         self.seed = field(w.BoundedIntText, 'Seed', min=0, max=2**31 - 1)
         self.go, self.halt, self.on = button('Generate', 'df-main'), button('Stop'), button('Resume')

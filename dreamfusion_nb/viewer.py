@@ -105,7 +105,7 @@ def in_script(
     value, # anything JSON can hold
 )->str:
     "JSON that can stand inside a script: nothing in it can end the script"
-    return json.dumps(value).replace('<', '\\u003c').replace('\u2028', '\\u2028').replace('\u2029', '\\u2029')
+    return json.dumps(value, allow_nan=False, separators=(',', ':')).replace('<', '\\u003c')
 
 def viewer_html(
     what,      # as for `to_show`
@@ -120,7 +120,7 @@ def viewer_html(
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title}</title>
 <style>html, body {{ margin: 0; height: 100%; }} #viewer {{ height: 100vh; height: 100dvh; }}</style></head>
 <body><div id="viewer"><noscript>This page shows a 3D object and needs JavaScript.</noscript></div>
-<script>{static("page.js")}</script>
+<script>{static("viewer.js")}</script>
 <script>globalThis.viewer = DreamViewer.mountPage(document.getElementById("viewer"), "{base64.b64encode(shown.glb).decode()}", {in_script(options)})</script>
 </body></html>
 ''')
@@ -192,7 +192,7 @@ def widget_class():
     kinds = {str: traitlets.Unicode, bool: traitlets.Bool, float: traitlets.CFloat}
     traits = {k: traitlets.Enum(CHOICES[k], v) if k in CHOICES else kinds[type(v)](v) for k, v in OPTIONS.items()}
     traits |= dict(glb=traitlets.Bytes(), environment_picture=traitlets.Bytes(), has_nerf=traitlets.Bool(), nerf_version=traitlets.Int())
-    return type('Viewer', (LiveParts, anywidget.AnyWidget), {'__doc__': 'An object to be turned and lit', '__module__': __name__, '_esm': static('viewer.js'), **{k: t.tag(sync=True) for k, t in traits.items()}})
+    return type('Viewer', (LiveParts, anywidget.AnyWidget), {'__doc__': 'An object to be turned and lit', '__module__': __name__, '_esm': static('viewer.js') + '\nexport default {render: globalThis.DreamViewer.render}', **{k: t.tag(sync=True) for k, t in traits.items()}})
 
 def __getattr__(name):
     if name == 'Viewer': return widget_class()

@@ -1,13 +1,14 @@
 "Many prompts and their page: what is broken gets a sentence and the others go on; the page in a real browser, from the disk and from a web server"
-import errno, functools, html.parser, http.server, json, os, re, shutil, threading, time
+import errno, functools, html.parser, http.server, json, os, re, shutil, threading
 from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageDraw
 from dreamfusion_nb import __version__, batch, cli, gallery, runs
-from dreamfusion_nb.gallery import as_script, find_runs, light_mesh, make_gallery, pictures_of, read_glb, read_run
+from dreamfusion_nb.gallery import find_runs, light_mesh, make_gallery, pictures_of, read_glb, read_run
 from dreamfusion_nb.mesh import Mesh, export_mesh
 from dreamfusion_nb.utils import UserError
+from dreamfusion_nb.viewer import in_script
 
 NASTY = '</script><script>alert(1)</script><img src=x onerror=alert(2)> "quotes" \'and\' \\ & <!-- __DATA__ \u2028 \ud800'
 
@@ -96,7 +97,7 @@ def test_odd_values_do_not_reach_the_page(tmp_path, text):
     (run/'marks.json').write_text('{"r_colour": NaN, "iou": "good"}')
     found = read_run(run)
     assert found['seed'] is None and found['score'] is None and found['about']['seconds'] is None
-    as_script(found)
+    in_script(found)
     page, _ = make_gallery(tmp_path)
     assert 'NaN' not in (page.parent/'index-files'/f'{data_of(page)["items"][0]["id"]}.js').read_text()
 
@@ -465,7 +466,7 @@ def multiplied(page, n):
             if (files/f'{item["id"]}{end}').exists(): shutil.copy(files/f'{item["id"]}{end}', files/f'{items[-1]["id"]}{end}')
     text = page.read_text()
     old = re.search(r'id="data">(.*?)</script>', text, re.S)[1]
-    page.write_text(text.replace(old, as_script({**data, 'items': items, 'notes': []})))
+    page.write_text(text.replace(old, in_script({**data, 'items': items, 'notes': []})))
 
 def test_three_hundred(watch_page, tmp_path):
     for name in ('red', 'blue', 'green'): write_run(tmp_path/name, f'a {name} ball', 1.)

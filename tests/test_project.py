@@ -112,7 +112,7 @@ ARROWS = {
     'new_prior': ['shapeworld', 'prior'], 'pictures': ['new_prior'], 'train_prior': ['pictures'],
     'judges': ['new_prior'], 'judge_data': ['pictures'], 'train_judge': ['judge_data', 'judges'],
     'accuracy': ['mesh', 'shapeworld'], 'evaluate': ['accuracy', 'generate', 'judges'],
-    'prompts': ['shapeworld'], 'report': ['evaluate', 'runs'], 'suites': ['prompts', 'report'], 'batch': ['prompts', 'report'], 'gallery': ['report', 'texture'], 'cli': ['bench', 'suites', 'scenes', 'texture', 'viewer', 'batch', 'gallery'],
+    'prompts': ['shapeworld'], 'report': ['evaluate', 'runs'], 'suites': ['prompts', 'report'], 'batch': ['prompts', 'report'], 'gallery': ['report', 'viewer'], 'cli': ['bench', 'suites', 'scenes', 'texture', 'viewer', 'batch', 'gallery'],
     'eye': ['scenes'], 'viewer': ['eye', 'texture'],
     'readouts': ['scene', 'shapeworld'], 'sessions': ['readouts', 'evaluate', 'runs'], 'studio': ['sessions', 'viewer', 'scenes', 'texture'],
 }

@@ -5,7 +5,7 @@ import {DEFAULTS} from './options.js'
 const bytes = view => view && view.byteLength ? new Uint8Array(view.buffer ?? view, view.byteOffset ?? 0, view.byteLength).slice() : null
 const KEYS = Object.keys(DEFAULTS)
 
-function render({model, el}) {
+export function render({model, el}) {
   const read = key => key === 'environment_picture' ? bytes(model.get(key)) : model.get(key)
   const waiting = new Map()
   let number = 0
@@ -48,5 +48,3 @@ function render({model, el}) {
     viewer.dispose()
   }
 }
-
-export default {render}

@@ -1,0 +1,1 @@
+../../../dreamfusion_nb/static/viewer.js
