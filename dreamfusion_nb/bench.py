@@ -18,10 +18,11 @@ from torch import Tensor, nn
 import torch.nn.functional as F
 from . import __version__, field as fields_module, generate as loop
 from .cameras import camera_rays, orbit
+from .diffusion import cosine_schedule
 from .encoding import positional_encoding
 from .generate import FIELDS, QUALITIES, Dream, Settings
 from .hub import quiet_loading
-from .prior import cosine_schedule, load_prior
+from .prior import load_prior
 from .rendering import alpha_weights, composite, render, sample_along_rays
 from .scene import make_field, normals_of
 from .shading import Light, diffuse_shade

@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from .diffusion import at, eps_from_v, eps_from_x
 from .hub import count_weights, dtype_option, load_part, quiet_loading, refuse_pickles, weight_files
-from .prior import at, eps_from_v, eps_from_x
 from .utils import UserError, seeded
 
 # %% ../nbs/F0_borrowed.ipynb #b9bor020

@@ -170,7 +170,7 @@ class Dream:
         occupied = self.occupancy if self.done >= s.occupancy_from else None
         var = annealed_variance(self.step, *s.blur, s.steps/3, s.blur_squared) or None
         field = in_bfloat16(self.field, self.device) if s.mixed else self.field
-        with self.share.turn(g, n, size**2*s.samples): r = render(field, rays, s.samples, s.radius, var, background, shade, normals, occupied, generator=g)
+        with self.share.turn(g, n, size**2*s.samples): r = render(field, rays, s.samples, s.radius, var, background, shade, normals, occupied, generator=g, density=self.field.density if s.field == 'grid' else None)
         return rays, r, mode
 
     def regularizer(self, rays, r):

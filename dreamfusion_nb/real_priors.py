@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from .borrowed import BLOCK_GB, PIXEL_GB, ROOM_GB, Plan, RealPrior, plan_memory, visit
+from .diffusion import at
 from .hub import KNOWN, Known, download, dtype_option, hub_errors, nearest, random_pipeline, wanted, weight_files
-from .prior import at
 from .utils import UserError
 
 # %% ../nbs/15_real_priors.ipynb #15rp0c1

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['alpha_weights', 'composite', 'sample_along_rays', 'true_indices', 'spread', 'sum_per_ray', 'Render', 'colour_behind',
-           'render', 'OccupancyGrid', 'render_in_chunks']
+           'ask', 'render', 'OccupancyGrid', 'render_in_chunks']
 
 # %% ../nbs/04_rendering.ipynb #04c002
 from dataclasses import dataclass
@@ -105,6 +105,13 @@ def colour_behind(
     try: return background.expand(*shape, 3).reshape(-1, 3)
     except RuntimeError: raise UserError(f'background {tuple(background.shape)} does not fit rays {(*shape, 3)}: give a colour (3,) or one that broadcasts.') from None
 
+def ask(field, x, var):
+    "What a field says of points (m, 3): density (m,), albedo (m, 3)"
+    density, albedo = field(x, var)
+    if density.shape != x.shape[:1] or albedo.shape != x.shape:
+        raise UserError(f'Asked about x {tuple(x.shape)}, the field must give density ({len(x)},) and albedo ({len(x)}, 3), but gave {tuple(density.shape)} and {tuple(albedo.shape)}.')
+    return density, albedo
+
 def render(
     field,                 # x (m, 3), var -> density (m,), albedo (m, 3)
     rays:Rays,             # (..., 3) each
@@ -117,6 +124,7 @@ def render(
     occupied=None,         # x (..., 3) -> bool (...,), e.g. an `OccupancyGrid`; None: look everywhere
     weight_threshold=1e-3, # with `normals`: samples of less weight get no normal and are left out of the colour
     generator=None,        # torch.Generator for stratified samples; None: the middles
+    density=None,          # x (m, 3), var -> density (m,), if that is cheaper than the field: with `normals`, the field is then asked only where there is a weight
 )->Render:                 # (...,)
     "March along each ray and composite what the field shows there"
     t, delta = sample_along_rays(rays, n_samples, radius, generator)        # it refuses rays that are none
@@ -130,9 +138,8 @@ def render(
     x = x.view(-1, 3).index_select(0, i)
 
     # what is there, and how much of it reaches the eye
-    density, colour = field(x, var)
-    if density.shape != i.shape or colour.shape != x.shape:
-        raise UserError(f'Asked about x {tuple(x.shape)}, the field must give density ({len(i)},) and albedo ({len(i)}, 3), but gave {tuple(density.shape)} and {tuple(colour.shape)}.')
+    first = normals is not None and density is not None
+    density, colour = (density(x, var), None) if first else ask(field, x, var)
     weights = alpha_weights(spread(density, i, (r, n)), delta)
     opacity = weights.sum(-1)
     w = weights.view(-1).index_select(0, i)
@@ -141,7 +148,8 @@ def render(
     normal, sample_normals, point_normals = x.new_zeros(()).expand(r, 3), x.new_zeros(()).expand(r, n, 3), None
     if normals is not None:
         kept = true_indices(w > weight_threshold)
-        i, x, w, colour = (v.index_select(0, kept) for v in (i, x, w, colour))
+        i, x, w = (v.index_select(0, kept) for v in (i, x, w))
+        colour = ask(field, x, var)[1] if first else colour.index_select(0, kept)
         point_normals = normals(x)
         sample_normals = spread(point_normals, i, (r, n, 3))
         normal = sum_per_ray(w[:, None]*point_normals, i//n, r)

@@ -8,7 +8,7 @@ __all__ = ['check_batch', 'sds_grad', 'apply_grad', 'sample_steps', 'annealed_ra
 # %% ../nbs/07_sds.ipynb #559de3ad
 import torch
 from torch import Tensor
-from .prior import add_noise, at, both_eps, eps_from_x, guided, x_from_eps
+from .diffusion import add_noise, at, both_eps, eps_from_x, guided, x_from_eps
 from .utils import UserError
 
 # %% ../nbs/07_sds.ipynb #s7bad002

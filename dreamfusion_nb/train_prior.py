@@ -19,7 +19,8 @@ import safetensors.torch
 from .new_prior import PATCH, PREFIXES, TOKENS, new_models, new_tokenizer, save_prior, trained_models, vocabulary
 from .pictures import (IN_PAIRS, PARTY, PATTERNED, PHRASES, World, kept, mean_layers, object_layers, pair_layers, pair_pictures, paper_word, picture_batch, random_caption,
                                      single_pictures, some_pairs, traced_world, trained_colours)
-from .prior import PixelPrior, add_noise, at
+from .diffusion import add_noise, at
+from .prior import PixelPrior
 from .utils import UserError, seeded, write_atomic
 
 # %% ../nbs/A2_train_prior.ipynb #133e0725

@@ -3,7 +3,7 @@ from functools import partial
 import pytest
 import torch
 from dreamfusion_nb.beyond import SideGuess, csd, ddim_noise, distil_grad, nfsd, own_eps, sds, sjc, vsd
-from dreamfusion_nb.prior import GaussianMixturePrior
+from dreamfusion_nb.diffusion import GaussianMixturePrior
 from dreamfusion_nb.sds import sds_grad
 from dreamfusion_nb.utils import UserError, seeded
 

@@ -2,8 +2,8 @@ import copy, math
 import numpy as np
 import pytest, torch
 import torch.nn.functional as F
-from dreamfusion_nb.field import (BackgroundMLP, GridField, HashField, HashGrid, NerfMLP, ResidualBlock, blob, enlarge, exp_density, grid_lookup,
-                                  hash_level, inside, softplus_density, spatial_hash)
+from dreamfusion_nb.field import BackgroundMLP, GridField, HashField, NerfMLP, ResidualBlock, blob, exp_density, inside, softplus_density
+from dreamfusion_nb.grids import HashGrid, enlarge, grid_lookup, hash_level, spatial_hash
 from dreamfusion_nb.utils import UserError
 
 def seeded(seed=0): return torch.Generator().manual_seed(seed)

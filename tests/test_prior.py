@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 from dreamfusion_nb import prior as module
-from dreamfusion_nb.prior import (GaussianMixturePrior, PixelPrior, add_noise, at, check_prompt, cosine_schedule, ddim, eps_from_v, eps_from_x, guided, guided_eps,
-                                  load_prior, prior_folder, sample, to_v, words, x_from_eps)
+from dreamfusion_nb.diffusion import (GaussianMixturePrior, add_noise, at, cosine_schedule, ddim, eps_from_v, eps_from_x, guided, guided_eps, to_v,
+                                      x_from_eps)
+from dreamfusion_nb.prior import PixelPrior, check_prompt, load_prior, prior_folder, sample, words
 from dreamfusion_nb.utils import UserError, seeded
 
 def parts(prediction='sample'):

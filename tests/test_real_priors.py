@@ -7,8 +7,9 @@ import pytest
 import torch
 from dreamfusion_nb import borrowed, hub, real_priors, runs
 from dreamfusion_nb.borrowed import RealPrior, colour_charts, fit_colours, mix_colours, resize, visit
+from dreamfusion_nb.diffusion import at, guided_eps
 from dreamfusion_nb.generate import Settings, generate, look
-from dreamfusion_nb.prior import at, guided_eps, load_prior, sample, words
+from dreamfusion_nb.prior import load_prior, sample, words
 from dreamfusion_nb.hub import count_weights, download
 from dreamfusion_nb.real_priors import FAMILIES, KNOWN, Flux, Plan, borrow, dtype_option, nearest, pack, plan_memory, random_pipeline, unpack, wanted, weight_files
 from dreamfusion_nb.sds import sds_grad
@@ -541,7 +542,7 @@ def test_a_package_that_is_not_there(saved, monkeypatch):
 
 @pytest.mark.parametrize('why', ['', 'raise OSError("Could not find compatible tinycudann extension for compute capability 61.")'])
 def test_a_broken_tinycudann_is_as_good_as_none(tmp_path, monkeypatch, why):
-    from dreamfusion_nb.field import fast_grid
+    from dreamfusion_nb.grids import fast_grid
     if why: (tmp_path/'tinycudann.py').write_text(why); monkeypatch.syspath_prepend(tmp_path)
     else: monkeypatch.setitem(sys.modules, 'tinycudann', None)
     fast_grid.cache_clear()

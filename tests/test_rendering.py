@@ -255,3 +255,21 @@ RAYS = camera_rays(orbit(0.), 4)
     lambda: OccupancyGrid(0), lambda: OccupancyGrid(4, radius=0.), lambda: OccupancyGrid(4).update(lambda x: x), lambda: OccupancyGrid(4)(torch.ones(5, 2))])
 def test_bad_input_is_one_sentence(bad):
     with pytest.raises(UserError, match=r'^[^\n]+\.$'): bad()
+
+@pytest.mark.parametrize('var', [None, .01])
+def test_density_first_is_the_same_picture_with_the_same_gradients(var):
+    "And the field is asked only where there is a weight"
+    from dreamfusion_nb.field import GridField
+    from dreamfusion_nb.scene import normals_of
+    field = GridField((8, 16), generator=generator(0))
+    with torch.no_grad(): field.levels[1].normal_(generator=generator(1))
+    rays, asked = camera_rays(orbit(30., 20.), 24), []
+    def counted(x, var): asked.append(len(x)); return field(x, var)
+    def seen(**options):
+        asked.clear()
+        r = render(counted, rays, 32, var=var, background=torch.ones(3), normals=normals_of(field, .05), shade=lambda albedo, normal, x, ray: albedo*(1 + normal[:, 1:2])/2, **options)
+        return r, torch.autograd.grad((r.rgb*r.depth[..., None]).square().sum(), list(field.levels)), sum(asked)
+    (one, pushes, all_points), (other, pushed, few) = seen(), seen(density=field.density)
+    for a, b in zip((one.rgb, one.opacity, one.depth, one.normal, *pushes), (other.rgb, other.opacity, other.depth, other.normal, *pushed)): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    assert few == (one.weights > 1e-3).sum() < all_points/2
+    assert torch.equal(render(counted, rays, 32, density=None).rgb, render(counted, rays, 32, density=lambda x, var: 1/0).rgb)      # without normals all colours count, and the field is asked once

@@ -1,7 +1,7 @@
 "Dull checks of score distillation: shapes, seeds, edges, bad numbers"
 import pytest
 import torch
-from dreamfusion_nb.prior import GaussianMixturePrior, guided
+from dreamfusion_nb.diffusion import GaussianMixturePrior, guided
 from dreamfusion_nb.sds import annealed_range, apply_grad, hold_contrast, perp_neg, sample_steps, sds_grad
 from dreamfusion_nb.utils import UserError, seeded
 

@@ -1,4 +1,5 @@
 "Lean meshes, textures and files: dull numbers, bad input, and the Khronos validator"
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -147,3 +148,43 @@ def test_glb_is_valid(validate, tmp_path, kind):
     else: save_asset(make_asset(MUG, 48, faces=800, **options[kind]), path)
     info = passed(validate(path))
     assert info['totalTriangleCount'] > 700 and info['hasTextures'] == (kind in ('texture', 'parts')) and info['materialCount'] == 1
+
+# ---- Blender
+
+BLENDER = """
+import json, sys
+import bpy
+bpy.ops.wm.read_factory_settings(use_empty=True)
+bpy.ops.import_scene.gltf(filepath=sys.argv[-1])
+found = []
+for o in bpy.data.objects:
+    if o.type != 'MESH': continue
+    v = [list(o.matrix_world @ p.co) for p in o.data.vertices]
+    found.append({'low': [min(c) for c in zip(*v)], 'high': [max(c) for c in zip(*v)], 'triangles': len(o.data.polygons), 'uv': len(o.data.uv_layers), 'colours': len(o.data.color_attributes), 'smooth': sum(p.use_smooth for p in o.data.polygons)})
+print('FOUND', json.dumps({'objects': found, 'images': [list(i.size) for i in bpy.data.images if i.size[0]]}))
+"""
+
+@pytest.fixture(scope='session')
+def blender():
+    "A function from a .glb to what Blender finds in it"
+    if importlib.util.find_spec('bpy'): begin = [sys.executable, '-c', BLENDER]
+    elif shutil.which('blender'): begin = ['blender', '--background', '--python-expr', BLENDER, '--']
+    else: pytest.skip('opening meshes in Blender needs Blender: pip install bpy (370 MB), or a `blender` that can be called')
+    def opened(path):
+        done = subprocess.run([*begin, str(path)], capture_output=True, text=True, timeout=300)
+        lines = [line for line in done.stdout.splitlines() if line.startswith('FOUND ')]
+        assert lines, done.stdout[-2000:] + done.stderr[-2000:]
+        return json.loads(lines[0][6:])
+    return opened
+
+@pytest.mark.parametrize('kind', ['texture', 'colours', 'mesh.glb'])
+def test_glb_in_blender(blender, tmp_path, kind):
+    "One object, with its colours, as large as ours and standing on its feet: our y is Blender's z"
+    path = tmp_path/'mug.glb'
+    if kind == 'mesh.glb': export_mesh(extract_mesh(MUG, 48), path)
+    else: save_asset(make_asset(MUG, 48, faces=800, texture=128 if kind == 'texture' else None), path)
+    found, ours = blender(path), trimesh.load(path, force='mesh', process=False)
+    (thing,), (low, high) = found['objects'], ours.bounds
+    assert thing['triangles'] == len(ours.faces) and thing['smooth'] > .9*len(ours.faces)      # Blender takes a face as flat where its corners' normals are its own
+    assert np.allclose(thing['low'], [low[0], -high[2], low[1]], atol=1e-5) and np.allclose(thing['high'], [high[0], -low[2], high[1]], atol=1e-5)
+    assert (thing['uv'], thing['colours'], found['images']) == ((1, 0, [[128, 128]]) if kind == 'texture' else (0, 1, []))

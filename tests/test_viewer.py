@@ -7,6 +7,7 @@ from dreamfusion_nb.eye import NerfEye, environments, picture_bytes, sky
 from dreamfusion_nb.lights import irradiance
 from dreamfusion_nb.mesh import extract_mesh
 from dreamfusion_nb.scene import Scene, Settings, make_field
+from dreamfusion_nb.texture import make_asset
 from dreamfusion_nb.utils import UserError, seeded
 from dreamfusion_nb.viewer import OPTIONS, Shown, glb_of, save_html, to_show, viewer_html
 
@@ -155,6 +156,18 @@ def test_mesh_and_nerf_agree_under_every_light(watch_page, tmp_path, ball):
         assert difference < .07 and mirrored > 2*difference, (changed, difference, mirrored)
         outside = (torch.nn.functional.max_pool2d((opacity > .01).float()[None], 5, 1, 2))[0] < .5
         assert mesh[:, outside].min() > .99, changed
+
+def test_a_texture_lies_as_the_colours_of_the_corners_do(watch_page, tmp_path):
+    "The same object with a picture around it and with coloured corners, as three.js opens both: nothing is flipped or shifted"
+    mesh = extract_mesh(two_tone, 40)
+    kinds = {'corners': mesh, 'picture': make_asset(two_tone, 40, faces=2000, texture=256)}
+    seen = {}
+    for name, what in kinds.items():
+        page = opened(watch_page, tmp_path, Shown(glb_of(what), name), (240, 240), background='#ffffff', mode='albedo', controls=False, azimuth=20., elevation=10., distance=3.)
+        seen[name] = [shot(page)]
+        page.evaluate('viewer.set({azimuth: 200})')
+        seen[name].append(shot(page))
+    for one, other in zip(*seen.values()): assert apart(one, other) < .01 < .05 < apart(one, other.flip(-1)), (apart(one, other), apart(one, other.flip(-1)))
 
 def test_the_skies_are_the_same(watch_page, tmp_path):
     page = opened(watch_page, tmp_path, None)
