@@ -47,11 +47,11 @@ sys.exit(not ok)
 
 @pytest.fixture(scope='module')
 def notebook_runs(request, tmp_path_factory):
-    "All that were asked for begin here, as many at a time as there are processors, with one thread each: that is faster than one after the other with all threads"
+    "All that were asked for begin here, as many at a time as there are processors, at most four (a gigabyte or two each), with one thread each: that is faster than one after the other with all threads"
     def start(notebook):
         return run(sys.executable, '-c', RUN_NOTEBOOK, notebook, ROOT, SETTINGS['tst_flags'], timeout=1200, IPYTHONDIR=str(tmp_path_factory.mktemp('ipython')), OMP_NUM_THREADS='1')
     wanted = [item.callspec.params['notebook'] for item in request.session.items if item.function is test_notebook_runs]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(min(4, os.cpu_count())) as pool:
         yield {notebook: pool.submit(start, notebook) for notebook in wanted}
         pool.shutdown(cancel_futures=True)
 
