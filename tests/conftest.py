@@ -46,6 +46,16 @@ def foreign(url):
     parts = urlsplit(url)
     return parts.scheme not in ('file', 'data', 'blob', 'about') and parts.hostname not in ('127.0.0.1', 'localhost')
 
+def run_cell(page, i):
+    "Shift+Enter in the code cell `i` of an open notebook, until it says that it is at work or was: a page that is not ready yet lets the keys fall"
+    from playwright.sync_api import TimeoutError
+    for _ in range(40):
+        page.locator('.cm-content').nth(i).click()
+        page.keyboard.press('Shift+Enter')
+        try: return page.wait_for_function(r"i => /\[(\*|\d+)\]/.test(document.querySelectorAll('.jp-InputPrompt')[i]?.textContent)", arg=i, timeout=3000)
+        except TimeoutError: pass
+    raise AssertionError(f'the cell {i} does not begin')
+
 def free_port():
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))

@@ -2,6 +2,7 @@
 import base64, io, json, os, re, time, zipfile
 from pathlib import Path
 import pytest, torch
+from conftest import run_cell
 from dreamfusion_nb import readouts, runs, studio as module
 from dreamfusion_nb.mesh import export_mesh, extract_mesh
 from dreamfusion_nb.prior import load_prior
@@ -201,11 +202,7 @@ def test_in_a_browser(app, watch_page, jupyter, tmp_path_factory, validate):
     page.set_default_timeout(3_000_000 if PICTURES else 120_000)
     page.goto(jupyter(app, folder) + {'lab': '/doc/tree/s.ipynb', 'notebook': '/notebooks/s.ipynb'}[app])
     page.wait_for_selector('.jp-Notebook .cm-content')
-    for _ in range(20):                                                   # a page that is not ready yet lets the keys fall
-        page.locator('.cm-content').first.click()
-        page.keyboard.press('Shift+Enter')
-        page.wait_for_timeout(3000)
-        if page.evaluate(r"[...document.querySelectorAll('.jp-InputPrompt')].some(e => /\[(\*|\d+)\]/.test(e.textContent))"): break
+    run_cell(page, 0)
     page.wait_for_selector('.df-studio .df-prompt')
     def button(name): return page.get_by_role('button', name=name, exact=True)
     def strip(): return page.evaluate("document.querySelector('img.df-strip')?.src")

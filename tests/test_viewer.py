@@ -2,6 +2,7 @@
 import base64, io, json, re, shutil, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
+from conftest import run_cell
 from dreamfusion_nb import viewer as module
 from dreamfusion_nb.eye import NerfEye, environments, picture_bytes, sky
 from dreamfusion_nb.lights import irradiance
@@ -277,22 +278,19 @@ def test_in_a_notebook(jupyter, watch_page, tmp_path_factory, app, where):
     page.goto(jupyter(app, folder) + where + 'v.ipynb', wait_until='commit', timeout=120000)
     page.locator('.cm-content').first.wait_for(timeout=120000)
     page.wait_for_function('document.querySelector(".jp-Notebook-ExecutionIndicator, .jp-NotebookKernelStatus, .jp-Notebook")', timeout=60000)
-    def go(i):
-        page.locator('.cm-content').nth(i).click()
-        page.keyboard.press('Shift+Enter')
-    go(0)
+    run_cell(page, 0)
     stage = page.locator('.jp-OutputArea-output .stage')
     stage.wait_for(timeout=120000)
     page.locator('.tag', has_text=re.compile(r'NeRF, \d+ × \d+')).wait_for(timeout=60000)       # the NeRF has answered
     first = pixels(stage.screenshot())
-    go(1)
+    run_cell(page, 1)
     page.locator('[data-value=normals][aria-checked=true]').wait_for(timeout=30000)             # Python speaks
     page.wait_for_timeout(400)
     assert apart(pixels(stage.screenshot()), first) > .01
     box = stage.bounding_box()
     page.mouse.move(box['x'] + 100, box['y'] + 100); page.mouse.down(); page.mouse.move(box['x'] + 40, box['y'] + 100, steps=3); page.mouse.up()
     page.wait_for_timeout(500)
-    go(2)
+    run_cell(page, 2)
     said = page.locator('.jp-OutputArea-output', has_text='azimuth 3')                          # the hand speaks: 30 degrees
     said.wait_for(timeout=30000)
     end = time.time() + 30
