@@ -133,7 +133,7 @@ ARROWS = {
     'hub': [], 'diffusion': [], 'prior': ['hub', 'diffusion'], 'borrowed': ['prior'], 'real_priors': ['borrowed'], 'sds': ['prior'], 'beyond': ['sds'],
     'bench': ['generate'], 'scene': ['field', 'shading'], 'optimisers': [], 'parallel': [], 'generate': ['scene', 'regularizers', 'sds', 'optimisers', 'parallel'],
     'runs': ['generate', 'mesh'], 'lights': [], 'composition': ['lights', 'mesh', 'shading'], 'scenes': ['composition', 'runs'],
-    'toys': [], 'tracing': ['toys', 'cameras'], 'shapeworld': ['tracing', 'shading'],
+    'shapes': [], 'toys': ['shapes'], 'tracing': ['toys', 'cameras'], 'shapeworld': ['tracing', 'shading'],
     'new_prior': ['shapeworld', 'prior'], 'pictures': ['new_prior'], 'train_prior': ['pictures'],
     'judges': ['new_prior'], 'judge_data': ['pictures'], 'train_judge': ['judge_data', 'judges'],
     'accuracy': ['mesh', 'shapeworld'], 'evaluate': ['accuracy', 'generate', 'judges'],
