@@ -169,6 +169,7 @@ def main(argv=None):
     p.add_argument('--batch', type=int, default=48, help='pictures per step')
     p.add_argument('--seed', type=int, default=0, help='of everything')
     p.add_argument('--peak', type=float, default=1e-3, help='of the learning rate')
+    p.add_argument('--views', type=int, nargs=3, default=(480, 6, 8), metavar=('OBJECT', 'PARTIES', 'PAIR'), help='views of each object, parties of pairs, views of each pair')
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
     p.add_argument('--base', help='folder of a judge to begin with')
     options = vars(p.parse_args(argv))

@@ -42,10 +42,12 @@ def noise_levels(
     n:int,          # how many
     generator=None, # torch.Generator
     blind=.4,       # share of them at `BLIND` or above
+    low=1/3,        # share of the others below .6 of the schedule
 )->Tensor:          # int64 in [0, 1000), ascending, (n,)
-    "Of those below `BLIND`, one third below .6 of the schedule and two thirds above; evenly spread within a batch"
-    u, low, edge = (torch.arange(n) + torch.rand(n, generator=generator))/n, max((1 - blind)/3, 1e-6), BLIND/1000
-    t = torch.where(u < low, .6*u/low, torch.where(u < 3*low, .6 + (edge - .6)*(u/low - 1)/2, edge + (1 - edge)*(u - 3*low)/blind))
+    "Three ranges, in each of them evenly spread within a batch"
+    u, edge, sighted = (torch.arange(n) + torch.rand(n, generator=generator))/n, BLIND/1000, 1 - blind
+    below = max(sighted*low, 1e-6)
+    t = torch.where(u < below, .6*u/below, torch.where(u < sighted, .6 + (edge - .6)*(u - below)/(sighted - below), edge + (1 - edge)*(u - sighted)/blind))
     return (1000*t).long().clamp(max=999)
 
 def denoising_loss(
@@ -56,10 +58,11 @@ def denoising_loss(
     seed:int,           # of noise and noise levels
     share=slice(None),  # which of the n this process takes
     blind=.4,           # as in `noise_levels`
+    low=1/3,            # as in `noise_levels`
 )->Tensor:              # scalar
     "Weighted mean squared error of the predicted picture"
     g, n = seeded(seed), len(pictures)
-    step, noise = noise_levels(n, g, blind), torch.randn(pictures.shape, generator=g)
+    step, noise = noise_levels(n, g, blind, low), torch.randn(pictures.shape, generator=g)
     x, mean = (prior.to_latent(p[share]).to(prior.alpha_t) for p in (pictures, means))
     step, noise, captions = step[share], noise[share].to(prior.alpha_t), captions[share]
     alpha_t, sigma_t = at(prior.alpha_t, step, x), at(prior.sigma_t, step, x)
@@ -81,9 +84,11 @@ def learning_rate(
 def blind_share(
     seen:int,  # pictures so far
     total:int, # pictures of the run
+    first=1.,  # share at the start
+    last=.4,   # share at the end
 )->float:
     "First learn the words: from all draws in the blind to four in ten"
-    return 1 - .6*seen/total
+    return first + (last - first)*seen/total
 
 # %% ../nbs/A2_train_prior.ipynb #b53e7d64
 class Training:
@@ -96,10 +101,13 @@ class Training:
         seed=0,           # of everything
         device='cpu',     # a torch device
         peak=1.2e-3,      # of the learning rate
+        blind=(1., .4),   # first and last, as in `blind_share`
+        low=1/3,          # as in `noise_levels`
     ):
         transformer, text, tokenizer, scheduler = models
         self.prior = PixelPrior(transformer.to(device), text.to(device), tokenizer, scheduler)
-        self.world, self.means, self.pictures, self.batch, self.seed, self.peak, self.step = world, mean_layers(world.layers, world.views), pictures, batch, seed, peak, 0
+        self.world, self.means, self.pictures, self.batch, self.seed, self.step = world, mean_layers(world.layers, world.views), pictures, batch, seed, 0
+        self.peak, self.blind, self.low = peak, blind, low
         words = [*transformer.context_embedder.parameters(), *transformer.time_text_embed.text_embedder.parameters()]
         known = {id(p) for p in words}
         rest = [p for p in transformer.parameters() if id(p) not in known]
@@ -115,7 +123,7 @@ class Training:
         "Of this step's batch, averaged over all processes"
         first, share = self.seed*10_000_000 + self.step, slice(self.rank, None, self.processes)
         batch = picture_batch(self.world, self.means, self.batch, first)
-        loss = denoising_loss(self.prior, *batch, first + 77, share, blind_share(self.step*self.batch, self.pictures))
+        loss = denoising_loss(self.prior, *batch, first + 77, share, blind_share(self.step*self.batch, self.pictures, *self.blind), self.low)
         self.optimiser.zero_grad()
         loss.backward()
         if self.processes > 1:
@@ -174,6 +182,8 @@ def train(
     every=250,        # steps between checkpoints
     models=None,      # what it begins with; None: `new_models`
     peak=1.2e-3,      # of the learning rate
+    blind=(1., .4),   # first and last, as in `blind_share`
+    low=1/3,          # as in `noise_levels`
 )->Path:
     "Train a prior, or go on with it if the folder holds a checkpoint"
     from tqdm.auto import tqdm
@@ -184,7 +194,7 @@ def train(
     if dist.is_initialized():                                              # each traces a share, then all read all
         traced_world(out, views, first, slice(dist.get_rank(), None, dist.get_world_size()))
         dist.barrier()
-    run = Training(models or new_models(seed), traced_world(out, views, first), pictures, batch, seed, device, peak)
+    run = Training(models or new_models(seed), traced_world(out, views, first), pictures, batch, seed, device, peak, blind, low)
     if checkpoint.exists():
         try: run.restore(safetensors.torch.load_file(checkpoint))
         except Exception as e: raise UserError(f'{checkpoint} is damaged or belongs to another model: remove it to start again.') from e
@@ -219,6 +229,8 @@ def main(argv=None):
     p.add_argument('--device', default='cuda' if torch.cuda.is_available() else 'cpu', help='a torch device')
     p.add_argument('--base', help='folder of a prior to begin with')
     p.add_argument('--peak', type=float, default=1.2e-3, help='of the learning rate')
+    p.add_argument('--blind', type=float, nargs=2, default=(1., .4), metavar=('FIRST', 'LAST'), help='share of the draws at the levels where nothing is seen, at the start and at the end')
+    p.add_argument('--low', type=float, default=1/3, help='share of the other draws below .6 of the schedule')
     args = p.parse_args(argv)
     if 'WORLD_SIZE' in os.environ: dist.init_process_group('nccl' if args.device.startswith('cuda') else 'gloo') # started by torchrun
     options = vars(args)

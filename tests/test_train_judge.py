@@ -195,3 +195,11 @@ def test_painted_accuracy(monkeypatch):
     monkeypatch.setattr(tj, 'sample', lambda *args, **kw: torch.zeros(len(args[1]), 3, 64, 64))    # always paints the first
     found, _ = tj.painted_accuracy(Reader(), None)
     assert found['pictures'] == 432 and 0 < found['trained']['object'] < .05
+
+def test_the_command_hands_on_its_views(monkeypatch):
+    told = {}
+    monkeypatch.setattr(tj, 'train_judge', lambda **options: told.update(options))
+    tj.main(['--out', 'nowhere'])
+    assert told['views'] == (480, 6, 8) and told['model'] is None
+    tj.main(['--out', 'nowhere', '--views', '5', '2', '3', '--seed', '4'])
+    assert list(told['views']) == [5, 2, 3] and told['seed'] == 4

@@ -99,6 +99,27 @@ def test_schedules_at_their_corners():
     for blind in (1, .7):
         t = noise_levels(5000, seeded(0), blind)
         assert (t >= BLIND).float().mean().item() == pytest.approx(blind, abs=.002) and t.min() == (BLIND if blind == 1 else 0) and (t.diff() >= 0).all()
+    for blind, low in ((.1, .5), (0., .25), (.1, 0.), (0., 1.)):
+        t = noise_levels(5000, seeded(0), blind, low)
+        assert (t >= BLIND).float().mean().item() == pytest.approx(blind, abs=.002) and (t.diff() >= 0).all()
+        assert (t < 600).float().mean().item() == pytest.approx((1 - blind)*low, abs=.002)
+
+def test_a_run_can_be_about_the_low_levels():
+    told = dict(blind=(.5, .1), low=.9)
+    run = Training(new_models(0, 32, 1, 16), noise_world(), pictures=80, batch=40, **told)
+    batch = picture_batch(run.world, run.means, 40, 0)
+    want = denoising_loss(run.prior, *batch, 77, blind=.5, low=.9).item()
+    assert run.gradient() == pytest.approx(want, rel=1e-5) and want != pytest.approx(denoising_loss(run.prior, *batch, 77, blind=.5).item(), rel=1e-3)
+    run.step = 1                                                           # half of the pictures seen
+    assert run.gradient() == pytest.approx(denoising_loss(run.prior, *picture_batch(run.world, run.means, 40, 1), 78, blind=.3, low=.9).item(), rel=1e-5)
+
+def test_the_command_hands_on_its_levels(monkeypatch):
+    told = {}
+    monkeypatch.setattr('dreamfusion_nb.train_prior.train', lambda **options: told.update(options))
+    main(['--out', 'nowhere'])
+    assert (*told['blind'], told['low']) == (1, .4, 1/3)
+    main(['--out', 'nowhere', '--blind', '.2', '.1', '--low', '.6'])
+    assert (*told['blind'], told['low']) == (.2, .1, .6)
 
 def test_means_are_means():
     layers = torch.randint(256, (2, 6, 8, 64, 64), generator=seeded(1), dtype=torch.uint8)
