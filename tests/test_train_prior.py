@@ -5,8 +5,8 @@ import safetensors.torch
 import torch
 from dreamfusion_nb.cameras import POSES, VIEWS
 from dreamfusion_nb.prior import PixelPrior, load_prior
-from dreamfusion_nb.train_prior import (BLIND, PARTY, PHRASES, Training, World, blind_share, denoising_loss, learning_rate, main, mean_layers, new_models, noise_levels,
-                                        pair_pictures, picture_batch, random_caption, some_pairs, traced_world, train, trained_models, vocabulary)
+from dreamfusion_nb.train_prior import (BLIND, PARTY, PHRASES, Training, World, blind_share, denoising_loss, learning_rate, likely_mean, main, mean_layers, new_models, noise_levels,
+                                        pair_pictures, paper_word, picture_batch, random_caption, rivals, some_pairs, traced_world, train, trained_models, vocabulary)
 from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, SYNONYMS, compose, held_out, layer_batch, second_tone
 from dreamfusion_nb.utils import UserError, seeded
 
@@ -107,11 +107,12 @@ def test_schedules_at_their_corners():
 def test_a_run_can_be_about_the_low_levels():
     told = dict(blind=(.5, .1), low=.9)
     run = Training(new_models(0, 32, 1, 16), noise_world(), pictures=80, batch=40, **told)
-    batch = picture_batch(run.world, run.means, 40, 0)
-    want = denoising_loss(run.prior, *batch, 77, blind=.5, low=.9).item()
-    assert run.gradient() == pytest.approx(want, rel=1e-5) and want != pytest.approx(denoising_loss(run.prior, *batch, 77, blind=.5).item(), rel=1e-3)
+    def loss(step, **levels):
+        *batch, drawn = picture_batch(run.world, run.means, 40, step)
+        return denoising_loss(run.prior, *batch, 77 + step, source=(run.world, drawn), **levels).item()
+    assert run.gradient() == pytest.approx(loss(0, blind=.5, low=.9), rel=1e-5) and loss(0, blind=.5, low=.9) != pytest.approx(loss(0, blind=.5), rel=1e-3)
     run.step = 1                                                           # half of the pictures seen
-    assert run.gradient() == pytest.approx(denoising_loss(run.prior, *picture_batch(run.world, run.means, 40, 1), 78, blind=.3, low=.9).item(), rel=1e-5)
+    assert run.gradient() == pytest.approx(loss(1, blind=.3, low=.9), rel=1e-5)
 
 def test_the_command_hands_on_its_levels(monkeypatch):
     told = {}
@@ -135,7 +136,7 @@ def test_means_are_means():
 def test_a_mean_leaves_open_what_its_caption_leaves_open():
     world = noise_world(views=(24, 0, 1))
     world.pairs, means = [], mean_layers(world.layers, world.views)
-    _, got, captions = picture_batch(world, means, 400, seed=5)
+    _, got, captions, _ = picture_batch(world, means, 400, seed=5)
     meant, seen = {w: w for w in (*OBJECTS, *COLOURS, *PATTERNS)} | SYNONYMS, set()
     grey, names, rgb = torch.full((1, 3), .575), list(OBJECTS), torch.tensor(list(COLOURS.values()))
     for picture, text in zip(got, captions):
@@ -169,7 +170,7 @@ def test_pairs_have_two_colours_and_no_held_out_one():
 
 def test_a_batch_mixes_pairs_among_the_others():
     world = noise_world()
-    pictures, means, captions = picture_batch(world, mean_layers(world.layers, world.views), 600, seed=2)
+    pictures, means, captions, _ = picture_batch(world, mean_layers(world.layers, world.views), 600, seed=2)
     paired = torch.tensor([any(f' {r} ' in text for r in RELATIONS) for text in captions])
     assert .04 < paired.float().mean() < .11 and torch.equal(pictures[paired], means[paired]) and not torch.equal(pictures[~paired], means[~paired])
     assert paired[:300].any() and paired[300:].any()                      # not all at one end: noise levels ascend within a batch
@@ -235,6 +236,49 @@ def test_only_blind_steps_learn_from_the_mean():
         assert loss(other) == plain
         other[steps >= BLIND] = 0
         assert abs(loss(other) - plain) > 1e-3
+
+def test_rivals_are_drawn_as_the_picture_was():
+    "Each view has a red level of its own, so that a picture tells which view it is of"
+    world = noise_world(views=(48, 20, 1))
+    world.layers.zero_()
+    world.layers[:, :, 1] = (5*torch.arange(48))[None, :, None, None].to(torch.uint8)
+    world.layers[:, :, 4, :32] = 255                                       # the lower half shows the background
+    pictures, _, captions, drawn = picture_batch(world, mean_layers(world.layers, world.views), 80, seed=3)
+    alone = (drawn.thing >= 0).nonzero()[:, 0]
+    assert 50 < len(alone) < 80 and all((' on ' in c or ' next to ' in c or not c) == (t < 0) for c, t in zip(captions, drawn.thing.tolist()))
+    fresh = torch.arange(len(alone)) % 2 == 0
+    got = rivals(world, drawn, alone, fresh, 30, seeded(1))
+    assert torch.equal(got[:, 0], pictures[alone])
+    ground = got[:, :, 1:, 40, 0]
+    assert all(len(g.unique(dim=0)) == (30 if new else 1) for g, new in zip(ground, fresh))
+    for row, caption, shown in zip(got, (captions[i] for i in alone), drawn.thing[alone]):
+        view = (row[:, 0, 0, 0]*51).round().long()
+        phrase = caption.removesuffix(' view').partition(', ')[2]
+        said = [POSES[v] for v in world.views[shown, view]]
+        assert all(phrase in (pose, '') or phrase == paper_word(pose) for pose in said)
+        assert len(set(said)) > (0 if phrase in POSES else 2 if phrase in VIEWS else 10)   # and all that fit have their turn
+
+def test_the_likely_mean_is_the_posterior_mean():
+    "Monte Carlo: of all noisy pictures near a given one, what were they made of?"
+    rows, g = torch.tensor([[-1.], [.2], [1.]]).view(3, 1, 1, 1), seeded(0)
+    x, noise = rows[torch.randint(3, (400_000,), generator=g)], torch.randn(400_000, 1, 1, 1, generator=g)
+    z, al, si = .6*x + .8*noise, torch.tensor(.6).view(1, 1, 1, 1), torch.tensor(.8).view(1, 1, 1, 1)
+    for at_z in (-.7, .1, 1.1):
+        near = (z - at_z).abs().flatten() < .02
+        want = x[near].mean().item()
+        assert likely_mean(torch.full((1, 1, 1, 1), at_z), rows[None], al, si).item() == pytest.approx(want, abs=4*x[near].std().item()/near.sum().item()**.5)
+
+def test_targets_between_sight_and_blindness_are_likely_means():
+    world, prior = noise_world(), PixelPrior(*new_models(0, 32, 1, 16))
+    world.layers[:] = world.layers[:, :1]                                  # all views alike: only backgrounds differ
+    *batch, drawn = picture_batch(world, mean_layers(world.layers, world.views), 40, seed=3)
+    with torch.no_grad():
+        def loss(share=slice(None), **options): return denoising_loss(prior, *batch, 7, share, source=(world, drawn), **options).item()
+        sighted = dict(blind=0., low=0.)
+        whole = loss(**sighted)
+        assert whole < denoising_loss(prior, *batch, 7, **sighted).item() - 1e-4   # a mean is nearer to any guess
+        assert loss(blind=0., low=1.) == denoising_loss(prior, *batch, 7, blind=0., low=1.).item()   # where all is seen nothing changes
+        assert (loss(slice(0, None, 2), **sighted) + loss(slice(1, None, 2), **sighted))/2 == pytest.approx(whole, rel=1e-5)   # processes see the same rivals
 
 def test_captions_use_known_words_only():
     g, words = seeded(0), set(vocabulary())
