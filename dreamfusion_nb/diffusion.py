@@ -157,16 +157,23 @@ def ddim(
     guidance=3.,   # w of the paper
     steps=30,      # network calls
     clip=None,     # largest absolute value of anything clean; None for no bound
+    fresh=0.,      # how much of the noise is drawn anew at each step, from 0 (DDIM) to 1 (DDPM); eta in Song et al. 2021, eq. 16
+    early=None,    # share of the steps spent in the uppermost 15 % of the noise levels; None: all levels alike
+    generator=None,# torch.Generator of the fresh noise
 )->Tensor:         # clean, (n, ...)
-    "Deterministic denoising: guess the clean picture, go down to the next noise level, repeat"
-    levels = torch.linspace(len(prior.alpha_t) - 1, 0, steps).round().long()
+    "Denoising: guess the clean picture, go down to the next noise level, repeat; without fresh noise the same start becomes the same picture"
+    last, first = len(prior.alpha_t) - 1, round((early or 0)*steps)
+    levels = torch.cat([torch.linspace(last, .85*last, first + 1)[:-1], torch.linspace(.85*last if first else last, 0, steps - first)]).round().long()
     for i in range(steps):
         a, s = ((at(v, levels[i:i+1], z)) for v in (prior.alpha_t, prior.sigma_t))
         x = x_from_eps(guided_eps(prior, z, levels[i].expand(len(z)), cond, uncond, guidance), z, a, s)
         if clip is not None: x = x.clamp(-clip, clip)
         if i + 1 == steps: return x
         noise = (z - a*x)/s                                      # what must be noise if x is the clean picture
-        z = add_noise(x, noise, at(prior.alpha_t, levels[i+1:i+2], z), at(prior.sigma_t, levels[i+1:i+2], z))
+        to_a, to_s = (at(v, levels[i+1:i+2], z) for v in (prior.alpha_t, prior.sigma_t))
+        new = fresh*to_s/s*(1 - (a/to_a)**2).sqrt()              # its standard deviation
+        z = add_noise(x, noise, to_a, (to_s**2 - new**2).sqrt())
+        if fresh: z = z + new*torch.randn(z.shape, generator=generator).to(z)
 
 # %% ../nbs/06_prior.ipynb #8c1683a4
 def to_v(

@@ -140,9 +140,11 @@ def sample(
     steps=30,          # network calls
     size=64,           # height and width, pixels
     generator=None,    # torch.Generator
+    fresh=0.,          # as in `ddim`
+    early=None,        # as in `ddim`
 )->Tensor:             # (n, 3, size, size) in [0, 1]
-    "Pictures of the prompts, by deterministic denoising from random noise"
+    "Pictures of the prompts, denoised from random noise"
     with torch.no_grad(): cond, uncond = prior.encode(prompts), prior.encode([''])
     shape = prior.to_latent(torch.zeros(len(prompts), 3, size, size)).shape
     z = torch.randn(shape, generator=generator, device=generator.device if generator else 'cpu').to(cond.device)
-    return prior.from_latent(ddim(prior, z, cond, uncond, guidance, steps, getattr(prior, 'clip', None))).clamp(0, 1)
+    return prior.from_latent(ddim(prior, z, cond, uncond, guidance, steps, getattr(prior, 'clip', None), fresh, early, generator)).clamp(0, 1)

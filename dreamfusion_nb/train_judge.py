@@ -249,15 +249,17 @@ def painted_accuracy(
     prior,                   # that knows all objects and colours
     every=1,                 # only each so many of the 432 captions
     guidance=2.,             # w of the paper
-    steps=25,                # network calls for a picture
+    steps=30,                # network calls for a picture
     seed=0,                  # of views and noise
     batch=36,                # pictures painted at a time
+    fresh=1.,                # as in `ddim`
+    early=2/3,               # as in `ddim`
 )->tuple[dict, Answers]:     # from `shares`, and all answers
     "Let a judge pick one of all sentences for what a prior paints; nothing is painted white, so `textureless` is not a number"
     g, parts = seeded(seed), []
     view = torch.randint(len(POSES), (len(COLOURED),), generator=g)
     for i in torch.arange(0, len(COLOURED), every).split(batch):
-        pictures = sample(prior, [f'{COLOURED[j]}, {POSES[view[j]]} view' for j in i.tolist()], guidance, steps, generator=g)
+        pictures = sample(prior, [f'{COLOURED[j]}, {POSES[view[j]]} view' for j in i.tolist()], guidance, steps, generator=g, fresh=fresh, early=early)
         parts.append((pictures, torch.stack([i // len(COLOURS), i % len(COLOURS)], -1), read_colour(judge, pictures)))
     answers = Answers(*(torch.cat(p) for p in zip(*parts)))
     return shares(answers), answers

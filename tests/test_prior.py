@@ -101,6 +101,34 @@ def test_mixture():
     z = ddim(toy, torch.randn(400, 2), toy.encode(['b']).expand(400, -1, -1), toy.encode(['']), guidance=0., steps=100)
     assert torch.allclose(z.mean(0), toy.means[1], atol=.08) and abs(z.std(0).mean() - .3) < .04
 
+def test_fresh_noise_and_early_steps():
+    toy = GaussianMixturePrior(torch.tensor([[-1., 0.], [1., 0.]]), .2, names=['a', 'b'])
+    start, cond, seen = torch.randn(3000, 2, generator=seeded(0)), toy.encode(['']).expand(3000, -1, -1), []
+    def sampled(seed=1, **options): return ddim(toy, start, cond, cond[:1], guidance=0., steps=150, generator=seeded(seed), **options)
+    plain, once = sampled(), sampled(fresh=1.)
+    assert torch.equal(once, sampled(fresh=1.)) and torch.equal(plain, sampled(seed=2)) and not torch.equal(once, sampled(seed=2, fresh=1.))
+    for x in (plain, once, sampled(fresh=.5, early=.5)):                    # all of them end at the same distribution
+        right = x[:, 0] > 0
+        assert abs(right.float().mean() - .5) < .04 and abs(x[right].mean(0)[0] - 1) < .03 and abs(x[right].std(0).mean() - .2) < .02
+    eps = toy.eps
+    toy.eps = lambda z, step, cond: seen.append(step[0].item()) or eps(z, step, cond)
+    sampled(early=2/3)
+    assert len(seen) == 150 and seen[0] == 999 and seen[-1] == 0 and sum(t > 849 for t in seen) == 100 and seen == sorted(set(seen), reverse=True)
+
+def test_fresh_noise_is_that_of_ddpm():
+    "One step from 700 to 699, against the scheduler of diffusers"
+    from diffusers import DDPMScheduler
+    class Still:
+        alpha_t, sigma_t = cosine_schedule()
+        def eps(self, z_t, step, cond):
+            if step[0] == 699: self.at_699 = z_t[:len(z_t)//2].clone()
+            return z_t*.1
+    prior, cond = Still(), torch.zeros(5000, 1, 1)
+    prior.alpha_t, prior.sigma_t = prior.alpha_t[:701], prior.sigma_t[:701]
+    ddim(prior, torch.ones(5000, 1), cond, cond[:1], steps=701, fresh=1., generator=seeded(0))
+    want = DDPMScheduler(num_train_timesteps=1000, beta_schedule='squaredcos_cap_v2')._get_variance(700).sqrt().item()
+    assert prior.at_699.std().item() == pytest.approx(want, rel=.03)
+
 def test_words_and_check_prompt(prior):
     assert words(prior) == ['a', 'blue', 'chair', 'front', 'mug', 'red', 'view']
     assert words(GaussianMixturePrior(torch.zeros(1, 2), 1.)) == []
