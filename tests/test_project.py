@@ -134,7 +134,7 @@ ARROWS = {
     'bench': ['generate'], 'scene': ['field', 'shading'], 'optimisers': [], 'parallel': [], 'generate': ['scene', 'regularizers', 'sds', 'optimisers', 'parallel'],
     'runs': ['generate', 'mesh'], 'lights': [], 'composition': ['lights', 'mesh', 'shading'], 'scenes': ['composition', 'runs'],
     'shapes': [], 'toys': ['shapes'], 'tracing': ['toys', 'cameras'], 'shapeworld': ['tracing', 'shading'],
-    'new_prior': ['shapeworld', 'prior'], 'pictures': ['new_prior'], 'train_prior': ['pictures'],
+    'new_prior': ['shapeworld', 'prior'], 'pictures': ['new_prior'], 'objective': ['pictures'], 'train_prior': ['objective'],
     'judges': ['new_prior'], 'judge_data': ['pictures'], 'train_judge': ['judge_data', 'judges'],
     'accuracy': ['mesh', 'shapeworld'], 'evaluate': ['accuracy', 'generate', 'judges'],
     'prompts': ['shapeworld'], 'report': ['evaluate', 'runs'], 'suites': ['prompts', 'report'], 'batch': ['prompts', 'report'], 'gallery': ['report', 'viewer'], 'cli': ['bench', 'suites', 'scenes', 'texture', 'viewer', 'batch', 'gallery'],

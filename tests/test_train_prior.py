@@ -5,8 +5,9 @@ import safetensors.torch
 import torch
 from dreamfusion_nb.cameras import POSES, VIEWS
 from dreamfusion_nb.prior import PixelPrior, load_prior
+from dreamfusion_nb.pictures import rivals
 from dreamfusion_nb.train_prior import (BLIND, PARTY, PHRASES, Training, World, blind_share, denoising_loss, learning_rate, likely_mean, main, mean_layers, new_models, noise_levels,
-                                        pair_pictures, paper_word, picture_batch, random_caption, rivals, some_pairs, traced_world, train, trained_models, vocabulary)
+                                        pair_pictures, paper_word, picture_batch, random_caption, some_pairs, traced_world, train, trained_models, vocabulary)
 from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, SYNONYMS, compose, held_out, layer_batch, second_tone
 from dreamfusion_nb.utils import UserError, seeded
 
