@@ -185,8 +185,9 @@ def test_painted_accuracy(monkeypatch):
         def pictures(self, x): return F.one_hot(x[:, 0, 0, 0].round().long(), len(tj.COLOURED)).float()
         def sentences(self, said): return torch.eye(len(said))
     asked = []
-    def obedient(prior, prompts, guidance, steps, generator):
+    def obedient(prior, prompts, guidance, steps, generator, fresh, early):
         asked.extend(prompts)
+        assert (fresh, early) == (1, 2/3)
         return torch.tensor([float(tj.COLOURED.index(p.partition(',')[0])) for p in prompts])[:, None, None, None].expand(-1, 3, 64, 64)
     monkeypatch.setattr(tj, 'sample', obedient)
     found, answers = tj.painted_accuracy(Reader(), None, every=5)
