@@ -90,5 +90,5 @@ def blind_share(
     first=1.,  # share at the start
     last=.4,   # share at the end
 )->float:
-    "First learn the words: from all draws in the blind to four in ten"
+    "First learn the words: from `first` to `last`, evenly"
     return first + (last - first)*seen/total

@@ -168,14 +168,14 @@ def single_pictures(
     k, c = allowed[torch.randint(len(allowed), (n,), generator=g)].unbind(-1)
     i, marks, some = torch.randint(world.layers.shape[1], (n,), generator=g), torch.randint(len(PATTERNS), (n,), generator=g), torch.rand(n, generator=g) < PATTERNED
     pattern = [PATTERNS[m] if s and not held_out(names[a], PATTERNS[m]) else None for a, m, s in zip(k, marks, some)]
-    plain = torch.tensor([p is None for p in pattern])[:, None]
+    plain = torch.tensor([p is None for p in pattern], dtype=torch.bool)[:, None]
     colour, background = (rgb[c] + .03*torch.randn(n, 3, generator=g)).clamp(0, 1), sample_backgrounds(n, g)
     captions = [random_caption(names[a], hues[b], POSES[v], g, p) for a, b, v, p in zip(k, c, world.views[k, i], pattern)]
-    thing = torch.tensor([a if said else len(names) for a, said in zip(k, captions)])
-    phrase = torch.tensor([PHRASES.index(said.removesuffix(' view').partition(', ')[2]) for said in captions])
-    coloured = torch.tensor([bool(set(ways(hues[b])) & set(said.split())) for b, said in zip(c, captions)])[:, None]
+    thing = torch.tensor([a if said else len(names) for a, said in zip(k, captions)], dtype=torch.long)
+    phrase = torch.tensor([PHRASES.index(said.removesuffix(' view').partition(', ')[2]) for said in captions], dtype=torch.long)
+    coloured = torch.tensor([bool(set(ways(hues[b])) & set(said.split())) for b, said in zip(c, captions)], dtype=torch.bool)[:, None]
     hue, tone = (torch.where(coloured, table[c], table.mean(0)) for table in (rgb, second_tone(rgb)))
-    named = plain | torch.tensor([not said for said in captions])[:, None]   # an empty caption is silent about the pattern too
+    named = plain | (thing == len(names))[:, None]   # an empty caption is silent about the pattern too
     mean = compose(means[thing, phrase], hue, torch.full((n, 3), sum(BACKGROUND)/2), torch.where(named, hue, tone), marks)
     drawn = Drawn(torch.where(thing < len(names), k, -1), i, phrase, colour, torch.where(plain, colour, second_tone(colour)), marks, background)
     return compose(world.layers[k, i], colour, background, drawn.other, marks), mean, captions, drawn
@@ -206,14 +206,13 @@ def picture_batch(
     g = seeded(seed)
     paired = torch.rand(n, generator=g) < IN_PAIRS*bool(world.pairs)
     alone, together = (~paired).nonzero()[:, 0], paired.nonzero()[:, 0]
-    m = len(alone)
-    pictures, means_of, captions, drawn = single_pictures(world, means, max(m, 1), g)
+    pictures, means_of, captions, drawn = single_pictures(world, means, len(alone), g)
     if not len(together): return pictures, means_of, captions, drawn
     both, said = pair_pictures(world, len(together), g)
     order = torch.cat([alone, together]).argsort()
-    captions = captions[:m] + said
-    whole = {key: torch.cat([value[:m], value.new_full((len(together), *value.shape[1:]), -1)])[order] for key, value in vars(drawn).items()}
-    return torch.cat([pictures[:m], both])[order], torch.cat([means_of[:m], both])[order], [captions[i] for i in order], Drawn(**whole)
+    captions = captions + said
+    whole = {key: torch.cat([value, value.new_full((len(together), *value.shape[1:]), -1)])[order] for key, value in vars(drawn).items()}
+    return torch.cat([pictures, both])[order], torch.cat([means_of, both])[order], [captions[i] for i in order], Drawn(**whole)
 
 # %% ../nbs/C2_pictures.ipynb #c2ri0002
 def rivals(

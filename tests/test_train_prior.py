@@ -238,6 +238,12 @@ def test_only_blind_steps_learn_from_the_mean():
         other[steps >= BLIND] = 0
         assert abs(loss(other) - plain) > 1e-3
 
+def test_a_batch_may_be_all_pairs_or_have_none():
+    world = noise_world()
+    means = mean_layers(world.layers, world.views)
+    sizes = {tuple((drawn.thing < 0).tolist()) for *_, captions, drawn in (picture_batch(world, means, 1, seed) for seed in range(60)) if captions != ['']}
+    assert sizes == {(True,), (False,)}                                    # one picture: a pair, or none
+
 def test_rivals_are_drawn_as_the_picture_was():
     "Each view has a red level of its own, so that a picture tells which view it is of"
     world = noise_world(views=(48, 20, 1))
