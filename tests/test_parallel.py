@@ -37,7 +37,11 @@ def started(*program, processes=2):
     "What several processes print"
     command = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc-per-node', str(processes), *map(str, program)]
     environment = {k: v for k, v in os.environ.items() if k not in ('RANK', 'WORLD_SIZE')} | {'OMP_NUM_THREADS': '1', 'HF_HUB_OFFLINE': '1'}
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    for attempt in (1, 2):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+        if 'SIGABRT' not in done.stderr: break                                        # see notebook B8: now and then the libraries below Python abort a process
+        print(f'attempt {attempt} was aborted:', done.stderr)
+    return done
 
 def field(file):
     "All parameters in a row"
@@ -49,7 +53,7 @@ def together(tmp_path_factory):
     folder = tmp_path_factory.mktemp('together')
     (folder/'program.py').write_text(PROGRAM)
     done = started(folder/'program.py', folder)
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     return folder, done.stdout
 
 def test_two_processes_make_what_one_makes(together, tmp_path):
@@ -86,7 +90,7 @@ def test_the_command_line_writes_one_folder(tmp_path):
     pytest.importorskip('accelerate')
     done = started('--no-python', sys.executable, '-c', 'import sys; from dreamfusion_nb.cli import main; sys.exit(main())',
                    'generate', 'a red ball', '--device', 'cpu', '--steps', '3', '--views', '2', '--out', tmp_path/'run')
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.returncode == 0, done.stderr
     assert sorted(p.name for p in tmp_path.iterdir()) == ['run'] and (tmp_path/'run'/'mesh.glb').exists()
     assert done.stdout.count('look at') == 1
 
