@@ -324,6 +324,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'dreamfusion_nb.generate.Dream.done': ('generate.html#dream.done', 'dreamfusion_nb/generate.py'),
                                          'dreamfusion_nb.generate.Dream.finish_step': ( 'generate.html#dream.finish_step',
                                                                                         'dreamfusion_nb/generate.py'),
+                                         'dreamfusion_nb.generate.Dream.finishing': ( 'generate.html#dream.finishing',
+                                                                                      'dreamfusion_nb/generate.py'),
                                          'dreamfusion_nb.generate.Dream.lr': ('generate.html#dream.lr', 'dreamfusion_nb/generate.py'),
                                          'dreamfusion_nb.generate.Dream.picture': ( 'generate.html#dream.picture',
                                                                                     'dreamfusion_nb/generate.py'),

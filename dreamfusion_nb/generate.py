@@ -35,7 +35,7 @@ PAPER = Settings(fine_views=False, finish=0., weight_power=0., steps=15000, view
                  guidance=100., contrast=None, t_high=(.98, .98), t_low=(.02, .02), elevation=(-10., 90.), distance=(1., 1.5), focal=(.7, 1.35), position_jitter=.1, target_jitter=.2,
                  light_distance=(.8, 1.5), ambient=(.1, .1), albedo_until=1/15, textureless=.5, lambda_opacity=(3e-3, 3e-3), lambda_entropy=(0., 0.),
                  lambda_orient=(1e-4, 1e-2), orient_until=1/3, lambda_smooth=0., lambda_bend=0., pose_spread=(1., 0., 1.), occupancy_from=1., normal_eps=0., blur=(5e-2, 2e-3))
-QUALITIES = {'draft': Settings(), 'standard': Settings(steps=1500, samples=64), 'fine': Settings(steps=4000, samples=96, views=2), 'paper': PAPER}
+QUALITIES = {'draft': Settings(), 'standard': Settings(steps=1500, samples=64, finish_smoothness=(1., .1)), 'fine': Settings(steps=4000, samples=96, views=2, finish_smoothness=(1., .1)), 'paper': PAPER}
 
 # %% ../nbs/09_generate.ipynb #50818486
 def view_prompts(
@@ -118,6 +118,11 @@ class Dream:
         return round(self.settings.steps*(1 - self.settings.finish))
 
     @property
+    def finishing(self)->bool:
+        "Whether the surface is only cleaned by now"
+        return self.step >= self.finish_step
+
+    @property
     def lr(self)->float:
         "Step size: a straight way up, and half a cosine down"
         s, begin = self.settings, self.settings.warmup if self.settings.cosine_after_warmup else 0.
@@ -187,7 +192,9 @@ class Dream:
             i = true_indices(w[:, 0] > 1e-3)                                  # the others would add next to nothing
             bend = smoothness_loss(normals_of(self.field, s.normal_eps), x.reshape(-1, 1, 3)[i], w[i], generator=seeded(self.step))   # how many numbers it draws depends on the field
             loss = loss + anneal(self.done, *s.lambda_normals, 1.)*bend*len(i)/r.opacity.numel()
-        if hasattr(self.field, 'roughness') and (s.lambda_smooth or s.lambda_bend): loss = loss + self.field.roughness(s.lambda_smooth, s.lambda_bend)
+        if hasattr(self.field, 'roughness') and (s.lambda_smooth or s.lambda_bend):
+            left = anneal(self.step - self.finish_step, *s.finish_smoothness, s.steps - self.finish_step, 'log') if self.finishing else 1.
+            loss = loss + self.field.roughness(left*s.lambda_smooth, left*s.lambda_bend)
         return loss
 
     def advance(self)->dict:
@@ -195,7 +202,6 @@ class Dream:
         s, g, clock, why = self.settings, self.generator, [time.perf_counter()], 'The gradient of the field is not finite.'
         size = [pixels for start, pixels in s.sizes if self.done >= start][-1]
         lr = self.lr
-        finishing = self.step >= self.finish_step
         if self.step == self.finish_step: self.optimiser = make_optimiser(s.optimiser, self.modules.parameters(), s.lr)   # one that has never seen the large gradients before
         for group in self.optimiser.param_groups: group['lr'] = lr
         cameras, own = self.cameras(), self.share.views(s.views)
@@ -203,10 +209,10 @@ class Dream:
         rays, r, mode = self.picture(cameras.to(self.device), size)
         z = self.prior.to_latent(F.interpolate(r.rgb.movedim(-1, 1), size=64, mode='bilinear', align_corners=False))
         clock.append(time.perf_counter())
-        levels = s.finish_levels if finishing else annealed_range(self.done/(1 - s.finish), s.t_high, s.t_low)
+        levels = s.finish_levels if self.finishing else annealed_range(self.done/(1 - s.finish), s.t_high, s.t_low)
         steps = sample_steps(s.views, *levels, generator=g)[own]
         noise = torch.randn(s.views, *z.shape[1:], generator=g)[own].to(z)
-        try: grad = sds_grad(prior, z, cond, self.uncond, steps, noise, s.finish_guidance if finishing else s.guidance,
+        try: grad = sds_grad(prior, z, cond, self.uncond, steps, noise, s.finish_guidance if self.finishing else s.guidance,
                              lambda alpha_t, sigma_t: sigma_t**2/alpha_t**s.weight_power, s.contrast)
         except FloatingPointError as e: why, grad = e, torch.full_like(z, math.nan)                  # seen below by all processes, and the step is not made
         clock.append(time.perf_counter())

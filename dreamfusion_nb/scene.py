@@ -49,6 +49,7 @@ class Settings:
     finish:float = .2                     # share of the run, at its end, that only cleans the surface; 0: none (the paper's)
     finish_guidance:float = 1.            # w in it
     finish_levels:tuple = (.02, .5)       # lowest and highest noise level in it, share of the schedule
+    finish_smoothness:tuple = (1., 1.)    # what is left of lambda_smooth and lambda_bend at its start and its end, by equal factors in equal times
     weight_power:float = .5               # p of w(t) = sigma_t^2 / alpha_t^p; 0 is the paper's, 1 lets them push nearly alike
     t_high:tuple = (.99, .95)             # highest noise level at the start and the end, share of the schedule
     t_low:tuple = (.9, .7)                # lowest noise level at the start and the end, share of the schedule
@@ -87,6 +88,7 @@ class Settings:
         if self.optimiser not in OPTIMISERS: raise UserError(f'There is no optimiser {self.optimiser!r}; choose {", ".join(OPTIMISERS)}.')
         if not (0 <= self.pose_spread[0] <= 1 and self.pose_spread[1] < self.pose_spread[2]): raise UserError(f'pose_spread is a share from 0 to 1 and two shares of the run in order, not {self.pose_spread}.')
         if not 0 <= self.finish < 1: raise UserError(f'`finish` is a share of the run, from 0 to less than 1, not {self.finish:g}.')
+        if not min(self.finish_smoothness) > 0: raise UserError(f'`finish_smoothness` is two factors above 0, not {self.finish_smoothness}.')
         if self.blob_before and self.field != 'mlp': raise UserError(f'The {self.field} field has its blob inside the activation anyway: `blob_before` is for the field mlp.')
         if self.radius > 1 and self.field != 'mlp': raise UserError(f'The {self.field} field ends at a radius of 1, so the scene cannot have {self.radius:g}; the field mlp has no end.')
 

@@ -135,7 +135,7 @@ def test_the_paper_has_its_larger_sphere(prior, tmp_path):
     assert torch.equal(G.Scene.load(tmp_path/'scene.safetensors').field(x)[0], dream.field(x)[0])
     with pytest.raises(UserError, match='radius of 1'): G.Settings(radius=1.4)
 
-OPTIONS = [dict(view_words=False), dict(finish=0.), dict(finish_guidance=30.), dict(finish_levels=(.5, .9)), dict(mixed_views=True), dict(mixed_views=True, fine_views=False), dict(perp_neg=1.), dict(perp_neg=1., fine_views=False), dict(uniform_area=0.), dict(up_jitter=0.), dict(lambda_distortion=(0., 1.)),
+OPTIONS = [dict(view_words=False), dict(finish=0.), dict(finish_guidance=30.), dict(finish_levels=(.5, .9)), dict(finish_smoothness=(.1, .1)), dict(mixed_views=True), dict(mixed_views=True, fine_views=False), dict(perp_neg=1.), dict(perp_neg=1., fine_views=False), dict(uniform_area=0.), dict(up_jitter=0.), dict(lambda_distortion=(0., 1.)),
            dict(lambda_normals=(1., 1.)), dict(normal_eps=0., albedo_until=0., shaded=1.), dict(cosine_after_warmup=True, warmup=.5), dict(orient_until=.25, lambda_orient=(0., 10.)),
            dict(field='mlp', blob_before=True), dict(field='mlp', blur=(.05, .002)), dict(field='mlp', blur=(.05, .002), blur_squared=False)]
 
@@ -223,8 +223,18 @@ def test_without_it_all_steps_ask_alike(prior, monkeypatch):
     asked = levels_and_guidance(prior, monkeypatch, finish=0.)
     assert {guidance for _, guidance in asked} == {20.} and min(step for step, _ in asked) >= 700
 
+def test_the_smoothness_terms_fade_while_cleaning(prior, monkeypatch):
+    "Whole until then, and down by equal factors after it; the step after the last one would have the end"
+    weights, grid = [], type(G.FIELDS['grid']())
+    rough = grid.roughness
+    monkeypatch.setattr(grid, 'roughness', lambda field, first, second: weights.append((first, second)) or rough(field, first, second))
+    for _ in G.Dream('a red ball', prior, G.Settings(steps=10, finish=.4, finish_smoothness=(.8, .05), lambda_smooth=.1, lambda_bend=2., sizes=((0., 8),), samples=8), seed=1): pass
+    assert [second for _, second in weights] == pytest.approx([2.]*6 + [2*.8*(.05/.8)**(k/4) for k in range(4)])
+    assert [first for first, _ in weights] == pytest.approx([second/20 for _, second in weights])
+
 def test_the_share_that_cleans_is_a_share():
     with pytest.raises(UserError, match='finish'): G.Settings(finish=1.)
+    with pytest.raises(UserError, match='finish_smoothness'): G.Settings(finish_smoothness=(1., 0.))
 
 @pytest.mark.parametrize('optimiser', ['adam', 'shampoo'])
 def test_resume_is_exact_while_cleaning(prior, tmp_path, optimiser):
