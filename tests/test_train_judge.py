@@ -130,9 +130,9 @@ def test_resume_is_exact(world):
     assert all(torch.equal(a, b) for a, b in zip(straight.state().values(), resumed.state().values()))
 
 def test_it_learns(world):
-    run = tj.JudgeTraining(tiny(), world, pictures=10**6, batch=24, peak=.03)
+    run = tj.JudgeTraining(tiny(), world, pictures=10**6, batch=24, peak=.003)         # small steps: rounding, which differs between processors, must not decide
     losses = [run.advance()[0] for _ in range(60)]
-    assert sum(losses[-10:]) < .95*sum(losses[:10])
+    assert sum(losses[-20:])/20 < .95*sum(losses[:10])/10
 
 def test_a_run_stops_and_goes_on(world, tmp_path, monkeypatch):
     monkeypatch.setattr(tj, 'judge_layers', lambda *args, **kw: world)
