@@ -130,7 +130,7 @@ ARROWS = {
     'utils': [], 'viz': [],
     'encoding': [], 'grids': [], 'field': ['encoding', 'grids'], 'mesh': ['field'], 'tidy': ['mesh'], 'texture': ['tidy'],
     'cameras': [], 'rendering': ['cameras'], 'shading': ['rendering'], 'regularizers': [],
-    'hub': [], 'diffusion': [], 'prior': ['hub', 'diffusion'], 'borrowed': ['prior'], 'real_priors': ['borrowed'], 'sds': ['prior'], 'beyond': ['sds'],
+    'hub': [], 'diffusion': [], 'prior': ['hub', 'diffusion'], 'colour_map': [], 'borrowed': ['prior', 'colour_map'], 'real_priors': ['borrowed'], 'sds': ['prior'], 'beyond': ['sds'],
     'clocks': ['generate'], 'bench': ['clocks'], 'scene': ['field', 'shading'], 'optimisers': [], 'parallel': [], 'generate': ['scene', 'regularizers', 'sds', 'optimisers', 'parallel'],
     'run_folder': [], 'runs': ['generate', 'mesh', 'run_folder'], 'lights': [], 'composition': ['lights', 'mesh', 'shading'], 'scenes': ['composition', 'runs'],
     'shapes': [], 'toys': ['shapes'], 'tracing': ['toys', 'cameras'], 'shapeworld': ['tracing', 'shading'],
