@@ -72,8 +72,10 @@ def test_a_step_of_a_grid_is_the_same(together, tmp_path):
     dream = Dream('a red mug', load_prior(), Settings(**GRID), seed=1)
     dream.advance()
     dream.save(tmp_path/'one')
-    one, two = field(tmp_path/'one'), field(folder/'grid')
-    assert (one - two).norm() < 1e-6*one.norm()
+    one, two = (load_tensors(file, 'checkpoint')[0] for file in (tmp_path/'one', folder/'grid'))
+    means = [k for k in one if k.endswith('exp_avg')]                                       # a tenth of the gradient, after one step
+    assert means and all((one[k] - two[k]).norm() < 1e-5*one[k].norm() for k in means)
+    assert (field(tmp_path/'one') - field(folder/'grid')).norm() < 1e-3*field(folder/'grid').norm() # where the gradient is rounding, Adam makes a full step of it: notebook B8
 
 def test_two_processes_go_on_where_they_stopped(together):
     folder, _ = together
