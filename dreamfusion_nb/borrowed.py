@@ -106,7 +106,7 @@ class Parts:
         "Turn the many ways of running out of memory into one sentence with numbers"
         try: yield
         except (MemoryError, RuntimeError) as e:
-            if not isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) and 'memory' not in str(e): raise
+            if not isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) and not any(s in str(e) for s in ('out of memory', "can't allocate memory", 'not enough memory')): raise
             have = f'{torch.cuda.mem_get_info(self.device)[0]/1e9:.1f} GB of the GPU are free' if self.device.type == 'cuda' else 'the main memory is full'
             need = ', '.join(f'{part} {gb:.1f}' for part, gb in self.gb.items())
             raise UserError(f'There is not enough memory for {what} of {self.name}: {have}, the weights take (GB) {need}, and the graph of the VAE {self.graph_gb:.1f} for each view. '

@@ -115,7 +115,7 @@ def mean_layers(
     return torch.cat([means, means.mean(0, keepdim=True)])
 
 # %% ../nbs/C2_pictures.ipynb #2ab673f6
-IN_PAIRS, PATTERNED = .08, .3 # shares of the pictures with two objects, and of the others with a pattern
+IN_PAIRS, PATTERNED = .08, .3 # shares of the pictures with two objects, and of the others that draw a pattern (before those held out are dropped)
 
 def random_caption(
     name:str,       # of the object

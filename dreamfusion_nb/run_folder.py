@@ -49,7 +49,9 @@ class RunFolder:
     def publish(self):
         "Give the finished folder its name; a run that stood there before goes only now"
         old = self.out.with_name(self.out.name + '.old')
-        if self.out.exists(): os.replace(self.out, old)
+        if self.out.exists():
+            shutil.rmtree(old, ignore_errors=True)                         # left there by whoever was killed below
+            os.replace(self.out, old)
         os.replace(self.partial, self.out)
         shutil.rmtree(old, ignore_errors=True)
 

@@ -194,6 +194,6 @@ def generate_run(
     record.update(state='finished', scores=scores, seconds={'loading': round(ready - began, 1), 'optimising': round(optimising, 1),
         **{k: round(v, 1) for k, v in dream.seconds.items()}, 'total': round(time.time() - began, 1)})
     folder.write(record)
-    for leftover in (folder.checkpoint, folder.preview): leftover.unlink(missing_ok=True)
     folder.publish()
+    for leftover in (folder.checkpoint, folder.preview): (folder.out/leftover.name).unlink(missing_ok=True)    # last: until it has its name, a run may have to go on
     return folder.out

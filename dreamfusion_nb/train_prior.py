@@ -171,7 +171,11 @@ def main(argv=None):
     p.add_argument('--blind', type=float, nargs=2, default=(1., .4), metavar=('FIRST', 'LAST'), help='share of the draws at the levels where nothing is seen, at the start and at the end')
     p.add_argument('--low', type=float, default=1/3, help='share of the other draws below .6 of the schedule')
     args = p.parse_args(argv)
-    if 'WORLD_SIZE' in os.environ: dist.init_process_group('nccl' if args.device.startswith('cuda') else 'gloo') # started by torchrun
+    if 'WORLD_SIZE' in os.environ:                                             # started by torchrun
+        if args.device == 'cuda':                                              # each process has a GPU of its own
+            args.device = f'cuda:{os.environ["LOCAL_RANK"]}'
+            torch.cuda.set_device(args.device)
+        dist.init_process_group('nccl' if args.device.startswith('cuda') else 'gloo')
     options = vars(args)
     base = options.pop('base')
     try: train(**options, models=trained_models(base) if base else None)

@@ -1,5 +1,5 @@
 "The command as a user meets it: what it leaves behind when all goes well, when it is stopped or killed, and when the input is bad"
-import errno, json, os, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
 import pytest
 from dreamfusion_nb import __version__, cli, runs
 from dreamfusion_nb.utils import UserError
@@ -119,6 +119,31 @@ def test_overwrite_replaces_a_finished_run_only_when_the_new_one_is_whole(finish
     assert cli.main(['generate', 'a red ball', '--steps', '20', '--seed', '5', '--out', str(finished), '--overwrite']) == 0
     assert json.loads((finished/'run.json').read_text())['seed'] == 5
     assert [p.name for p in finished.parent.iterdir()] == [finished.name]
+
+@pytest.mark.parametrize('acts', range(4))
+def test_killed_while_a_run_takes_the_place_of_another(tmp_path, monkeypatch, acts):
+    folder = runs.RunFolder(tmp_path/'ball')
+    for path, what in ((folder.out, 'before'), (folder.partial, 'after'), (tmp_path/'ball.old', 'left by a kill')):
+        path.mkdir()
+        (path/'run.json').write_text(what)
+    left = iter(range(acts))
+    def mortal(act): return lambda *a, **k: act(*a, **k) if next(left, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt)
+    with monkeypatch.context() as m:
+        m.setattr(os, 'replace', mortal(os.replace))
+        m.setattr(shutil, 'rmtree', mortal(shutil.rmtree))
+        with pytest.raises(KeyboardInterrupt): folder.publish()
+    if folder.partial.exists(): folder.publish()                          # as a resumed run does
+    assert (folder.out/'run.json').read_text() == 'after' and not folder.partial.exists()
+    assert acts == 3 or [p.name for p in tmp_path.iterdir()] == ['ball']
+
+def test_killed_before_a_whole_run_has_its_name(tmp_path, monkeypatch):
+    def killed(_): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(runs.RunFolder, 'publish', killed)
+        with pytest.raises(KeyboardInterrupt): runs.generate_run('a red ball', tmp_path/'ball', steps=3, progress=False)
+    made = []
+    runs.generate_run('a red ball', tmp_path/'ball', resume=True, progress=made.append)
+    assert not made and {p.name for p in (tmp_path/'ball').iterdir()} <= FILES | {'turntable.mp4'}
 
 def test_default_folders_do_not_collide(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
