@@ -127,7 +127,11 @@ def test_killed_while_a_run_takes_the_place_of_another(tmp_path, monkeypatch, ac
         path.mkdir()
         (path/'run.json').write_text(what)
     left = iter(range(acts))
-    def mortal(act): return lambda *a, **k: act(*a, **k) if next(left, None) is not None else (_ for _ in ()).throw(KeyboardInterrupt)
+    def mortal(act):
+        def until(*arguments, **options):
+            if next(left, None) is None: raise KeyboardInterrupt
+            return act(*arguments, **options)
+        return until
     with monkeypatch.context() as m:
         m.setattr(os, 'replace', mortal(os.replace))
         m.setattr(shutil, 'rmtree', mortal(shutil.rmtree))
