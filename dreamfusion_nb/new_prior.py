@@ -6,6 +6,7 @@
 __all__ = ['PREFIXES', 'TOKENS', 'PATCH', 'vocabulary', 'new_tokenizer', 'new_models', 'save_prior', 'trained_models']
 
 # %% ../nbs/D2_new_prior.ipynb #d2np0003
+import copy
 from pathlib import Path
 import torch
 from .cameras import POSES, VIEWS
@@ -67,8 +68,7 @@ def save_prior(
     "Save in the diffusers folder layout, weights as float16"
     out = Path(out)
     for name, model in (('transformer', prior.transformer), ('text_encoder', prior.text_encoder)):
-        model.half().save_pretrained(out/name)
-        model.float()
+        copy.deepcopy(model).half().save_pretrained(out/name)
     prior.tokenizer.save_pretrained(out/'tokenizer')
     prior.scheduler.save_pretrained(out/'scheduler')
 

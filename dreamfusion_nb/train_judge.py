@@ -9,7 +9,7 @@ __all__ = ['NAMES', 'COLOURED', 'naming_loss', 'judge_rate', 'JudgeTraining', 't
            'judge_views', 'moved', 'sentence', 'true_of', 'matching_loss', 'new_judge']
 
 # %% ../nbs/A6_train_judge.ipynb #a6c00004
-import argparse, json, math, time
+import argparse, copy, json, math, time
 from dataclasses import dataclass
 from pathlib import Path
 import torch
@@ -115,8 +115,7 @@ class JudgeTraining:
 
     def save(self, out):
         "Save the model as float16, and the words"
-        self.model.half().save_pretrained(out)
-        self.model.float()
+        copy.deepcopy(self.model).half().save_pretrained(out)
         self.tokenizer.save_pretrained(out)
 
 # %% ../nbs/A6_train_judge.ipynb #a6t00006

@@ -120,11 +120,12 @@ def test_naming_loss():
 def test_rate():
     assert tj.judge_rate(0, 1000, 1., 100) == 0 and tj.judge_rate(50, 10**9, 1., 100) == pytest.approx(.5) and tj.judge_rate(1000, 1000, 1., 100) == pytest.approx(0)
 
-def test_resume_is_exact(world):
+def test_resume_is_exact_and_saving_changes_nothing(world, tmp_path):
     def run(seed): return tj.JudgeTraining(tiny(seed), world, pictures=100, batch=8)
     straight, stopped, resumed = run(0), run(0), run(1)
     for _ in range(4): straight.advance()
     for _ in range(2): stopped.advance()
+    stopped.save(tmp_path/'judge')                                        # as float16
     resumed.restore({k: v.clone() for k, v in stopped.state().items()})
     for _ in range(2): resumed.advance()
     assert all(torch.equal(a, b) for a, b in zip(straight.state().values(), resumed.state().values()))

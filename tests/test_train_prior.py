@@ -91,6 +91,15 @@ def test_the_text_encoder_is_never_trained():
     assert all(torch.equal(a, b) for a, b in zip(run.prior.text_encoder.parameters(), born[1].parameters()))
     assert not any(torch.equal(a, b) for a, b in zip(run.prior.transformer.context_embedder.parameters(), born[0].context_embedder.parameters()))
 
+def test_saving_leaves_the_weights_as_they_were(tmp_path):
+    run = Training(new_models(0, 32, 1, 16), noise_world(), pictures=24, batch=4)
+    for _ in range(2): run.advance()
+    def weights(): return {f'{part}.{k}': v.clone() for part in ('transformer', 'text_encoder') for k, v in getattr(run.prior, part).state_dict().items()}
+    before = weights()
+    run.save_average(tmp_path)                                             # as float16
+    after = weights()
+    assert all(torch.equal(v, after[k]) for k, v in before.items())
+
 def test_schedules_at_their_corners():
     assert learning_rate(0, 1000) == 0 and learning_rate(10**5, 10**6) == 1.2e-3 and learning_rate(10**6, 10**6) == 0
     assert learning_rate(8*10**5, 10**6) == pytest.approx(.6e-3)
