@@ -16,7 +16,7 @@ from torch import Tensor
 from .colour_map import colour_charts, fit_colours, mix_colours, resize
 from .diffusion import at, eps_from_v, eps_from_x
 from .hub import count_weights, dtype_option, load_part, quiet_loading, refuse_pickles, weight_files
-from .utils import UserError
+from .utils import UserError, out_of_memory
 
 # %% ../nbs/F0_borrowed.ipynb #b9bor052
 _all_ = ['colour_charts', 'fit_colours', 'mix_colours', 'resize']
@@ -106,7 +106,7 @@ class Parts:
         "Turn the many ways of running out of memory into one sentence with numbers"
         try: yield
         except (MemoryError, RuntimeError) as e:
-            if not isinstance(e, (MemoryError, torch.cuda.OutOfMemoryError)) and not any(s in str(e) for s in ('out of memory', "can't allocate memory", 'not enough memory')): raise
+            if not out_of_memory(e): raise
             have = f'{torch.cuda.mem_get_info(self.device)[0]/1e9:.1f} GB of the GPU are free' if self.device.type == 'cuda' else 'the main memory is full'
             need = ', '.join(f'{part} {gb:.1f}' for part, gb in self.gb.items())
             raise UserError(f'There is not enough memory for {what} of {self.name}: {have}, the weights take (GB) {need}, and the graph of the VAE {self.graph_gb:.1f} for each view. '

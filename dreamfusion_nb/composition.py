@@ -173,7 +173,7 @@ def object_mesh(
 )->Mesh: # in the coordinates of the scene
     "The surface of one object, where it stands"
     try: mesh = extract_mesh(o.field, resolution, radius=o.radius)
-    except UserError as e: raise UserError(f'{o.name} has no surface: {e}') from None
+    except UserError as e: raise UserError(f'{o.name} gives no mesh: {e}') from None
     return Mesh(o.to_scene(mesh.vertices), mesh.faces, mesh.colours)
 
 def merged(

@@ -140,7 +140,7 @@ def links_of(
         if not (run/file).is_file() or not (below or copies) or (not below and file == 'scene.safetensors'): continue
         place = run/file if below else files/f'{name}.{file}'
         if not below: write_atomic(place, lambda p: shutil.copyfile(run/file, p))
-        found.append((label, quote(place.resolve().relative_to(page.parent.resolve()).as_posix()), f'{slug(run.name) or "run"}.{file}'))
+        found.append((label, quote((place.parent.resolve()/place.name).relative_to(page.parent.resolve()).as_posix()), f'{slug(run.name) or "run"}.{file}'))
     return found
 
 def write_item(

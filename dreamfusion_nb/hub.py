@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['KNOWN', 'load_part', 'quiet_loading', 'random_pipeline', 'weight_files', 'refuse_pickles', 'count_weights',
-           'dtype_option', 'Known', 'nearest', 'hub_errors', 'wanted', 'download']
+           'dtype_option', 'Known', 'nearest', 'cut_off', 'hub_errors', 'parts_of', 'wanted', 'download']
 
 # %% ../nbs/B6_hub.ipynb #b6hub002
-import difflib, errno, json, math
+import difflib, errno, json, math, sys
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -181,6 +181,11 @@ def nearest(
     return f'did you mean {near[0]}?' if near else f'known are {", ".join(KNOWN)}.'
 
 # %% ../nbs/B6_hub.ipynb #b6hub051
+def cut_off()->tuple:
+    "The exceptions that say that there is no way to the hub; its library speaks through one of two others"
+    from huggingface_hub import errors
+    return (errors.OfflineModeIsEnabled, ConnectionError, *(sys.modules[http].TransportError for http in ('httpx', 'httpx2') if http in sys.modules))
+
 @contextmanager
 def hub_errors(
     name:str, # owner/model
@@ -188,7 +193,6 @@ def hub_errors(
     "What a hub can answer, each in one sentence"
     from huggingface_hub import constants, errors
     from huggingface_hub.utils import logging
-    import httpx
     told = logging.get_verbosity()
     logging.set_verbosity_error()              # or each of its five retries is a line on the screen
     try: yield
@@ -196,7 +200,7 @@ def hub_errors(
         raise UserError(f'{name} is gated: log in at https://huggingface.co/{name}, accept its licence there, then run `hf auth login` (or set HF_TOKEN) and try again.') from e
     except errors.RepositoryNotFoundError as e: raise UserError(f'The hub has no model {name}, or does not show it to you: {nearest(name)}') from e
     except errors.HFValidationError as e: raise UserError(f'{name!r} is no name that a hub could have: {nearest(name)}') from e
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled, httpx.TransportError, ConnectionError) as e:
+    except (errors.LocalEntryNotFoundError, *cut_off()) as e:
         raise UserError(f'The hub cannot be reached and {name} is not on this machine yet: connect once, give a folder, or use the embedded prior, which needs no network.') from e
     except errors.EntryNotFoundError as e: raise UserError(f'{name} is no pipeline saved by diffusers: it has no model_index.json.') from e
     except errors.HfHubHTTPError as e: raise UserError(f'The hub refused {name}: {str(e).strip().splitlines()[0]}') from e
@@ -206,14 +210,19 @@ def hub_errors(
     finally: logging.set_verbosity(told)
 
 # %% ../nbs/B6_hub.ipynb #b6hub060
+def parts_of(
+    index:dict, # a model_index.json
+)->list[str]:
+    "The parts that a prior reads"
+    return [k for k, v in index.items() if isinstance(v, list) and v[0] and k not in ('safety_checker', 'feature_extractor', 'image_encoder', 'watermarker')]
+
 def wanted(
     files,      # all names in a repository
     index:dict, # its model_index.json
     half:bool,  # prefer half precision
 )->list[str]:
     "The files that a prior needs: its parts' configurations and one precision of their weights"
-    parts = [k for k, v in index.items() if isinstance(v, list) and v[0] and k not in ('safety_checker', 'feature_extractor', 'image_encoder', 'watermarker')]
-    inside = {part: [f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')] for part in parts}
+    inside = {part: [f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')] for part in parts_of(index)}
     small = [f'{part}/{f}' for part, names in inside.items() for f in names if f.endswith(('.json', '.txt', '.model'))]
     return ['model_index.json', *small, *(f'{part}/{f}' for part, names in inside.items() for f in weight_files(names, half))]
 
@@ -229,6 +238,7 @@ def download(
         except ValueError: raise UserError(f'The model_index.json of {name} is damaged: delete it from the cache of the hub ({constants.HF_HUB_CACHE}) and try again.') from None
         check(index)
         if constants.HF_HUB_OFFLINE: return Path(snapshot_download(name, local_files_only=True))
-        files = HfApi().list_repo_files(name)
-        for part in index: refuse_pickles([f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')], part, name)   # before gigabytes move
+        try: files = HfApi().list_repo_files(name)
+        except cut_off(): return Path(snapshot_download(name, local_files_only=True))                # fetched earlier, perhaps
+        for part in parts_of(index): refuse_pickles([f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')], part, name)   # before gigabytes move
         return Path(snapshot_download(name, allow_patterns=wanted(files, index, half)))

@@ -106,9 +106,12 @@ def true_of(
     said:Tensor,  # what each sentence says, (m, 7), the last an index into `PHRASES`
 )->Tensor:        # bool, (n, m)
     "Which sentences are true of which pictures"
-    a, b = shown[:, None, :-1], said[None, :, :-1]
+    def agree(said):
+        a, b = shown[:, None, :-1], said[None, :, :-1]
+        return ((a == b) | (a == OPEN) | (b == OPEN)).all(-1)
+    beside = said[:, 3] == RELATIONS.index('next to')                     # the cat is next to the mug, the mug is next to the cat
     fits = torch.tensor([[phrase in (pose, '') or phrase == paper_word(pose) for phrase in PHRASES] for pose in POSES])
-    return ((a == b) | (a == OPEN) | (b == OPEN)).all(-1) & fits[shown[:, -1]][:, said[:, -1]]
+    return (agree(said) | beside & agree(said[:, [4, 5, 2, 3, 0, 1, 6]])) & fits[shown[:, -1]][:, said[:, -1]]
 
 # %% ../nbs/D3_judge_data.ipynb #a6s00005
 def changed(

@@ -24,7 +24,7 @@ def make_optimiser(
     except ImportError: raise UserError(f'The optimiser {name} comes from a package that is not here: pip install pytorch_optimizer, or take adam.') from None
     if name == 'adan': return library.Adan(params, lr=lr, betas=(.98, .92, .99))
     return library.ScalableShampoo(params, lr=lr, betas=(.9, .9), inverse_exponent_override=2, block_size=128, matrix_eps=1e-6, graft_type=library.optimizer.shampoo.LayerWiseGrafting.SQRTN,
-                                   start_preconditioning_step=5, preconditioning_compute_steps=10, use_svd=True)
+                                   start_preconditioning_step=5, preconditioning_compute_steps=1, use_svd=True)
 
 # %% ../nbs/B7_optimisers.ipynb #b7op0014
 def memory(
@@ -65,20 +65,22 @@ def recall(
         if 'step' in group: group['step'] = step
 
 # %% ../nbs/B7_optimisers.ipynb #b7op0023
+@torch.no_grad()
 def step_if(
     optimiser,   # from `make_optimiser`
     fine:Tensor, # bool, (): whether to step; it is not read, so a GPU need not be waited for
 ):
-    "A step, unless the gradient is bad"
+    "A step, or where the gradient is bad none: no parameter moves then"
     if optimiser.defaults.get('fused'):
         optimiser.found_inf = 1 - fine.float()
         optimiser.step()
         del optimiser.found_inf
         return
-    for group in optimiser.param_groups:
-        for p in group['params']:
-            if p.grad is not None: p.grad = torch.where(fine, p.grad, 0.)
+    params = [p for group in optimiser.param_groups for p in group['params'] if p.grad is not None]
+    before = [p.clone() for p in params]
+    for p in params: p.grad = torch.where(fine, p.grad, 0.)
     optimiser.step()
+    for p, old in zip(params, before): p.copy_(torch.where(fine, p, old))
 
 # %% ../nbs/B7_optimisers.ipynb #b7op0041
 class Ledger:
@@ -115,7 +117,7 @@ class Ledger:
         else: optimiser.step()
 
     def read(self)->tuple|None: # (step, why) of the first bad one, if there is one
-        "Look at all that waits: the one place where a GPU is waited for"
+        "Look at all that waits: the one place where a GPU is waited for. After a bad one nothing waits any more, for whoever goes back to a checkpoint"
         if not self.waiting: return None
         looked = torch.stack([torch.cat([fine[None].float(), figures]) for _, _, fine, figures in self.waiting]).tolist()
         bad = next(((step, why) for (step, why, *_), (fine, *_) in zip(self.waiting, looked) if not fine), None)

@@ -16,7 +16,7 @@ from .rendering import OccupancyGrid, render, sum_per_ray, true_indices
 from .scene import lamp_by, normals_of
 from .shading import diffuse_shade
 from .shapeworld import caption, pair_caption
-from .utils import UserError
+from .utils import UserError, out_of_memory
 from .viz import depth_image, normal_image, to_uint8
 
 # %% ../nbs/E5_readouts.ipynb #b7r011
@@ -60,7 +60,7 @@ def sentence(
     if isinstance(error, (UserError, FloatingPointError)): return str(error)
     if isinstance(error, OSError) and error.errno == errno.ENOSPC: return 'No space is left on the disk: make room, then resume.'
     if isinstance(error, OSError) and error.filename: return f'{error.filename} cannot be written or read: {error.strerror}.'
-    if isinstance(error, MemoryError) or 'out of memory' in str(error).lower(): return 'The memory is not enough for this run: choose a lower quality or another prior, or close what else is running.'
+    if out_of_memory(error): return 'The memory is not enough for this run: choose a lower quality or another prior, or close what else is running.'
     return f'Something went wrong that should not: {type(error).__name__}, {" ".join(str(error).split())[:200]}'
 
 # %% ../nbs/E5_readouts.ipynb #b7r031

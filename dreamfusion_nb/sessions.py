@@ -67,7 +67,7 @@ class Session:
 
     @property
     def left(self)->float|None: # seconds, about; None: not known
-        "Time left for the steps, by the pace of the last ten seconds"
+        "Time left for the steps, by the pace of the last ten seconds, or of the last two steps"
         if self.state != 'running' or len(clock := self.clock) < 3: return None
         (t0, s0), (t1, s1) = clock[0], clock[-1]
         return (self.steps - self.step)*(t1 - t0)/(s1 - s0)
@@ -83,9 +83,14 @@ class Session:
     ):
         "A prior; the last one is kept"
         key = str(name), pick_device(self.device), direct
-        with self.loading:
-            if self.known[0] != key: self.known = key, load_prior(key[0], key[1], direct=direct)
-            return self.known[1]
+        known = self.known
+        if known[0] != key:
+            with self.loading:
+                if self.known[0] != key:
+                    self.known = None, None                             # the old one makes room first
+                    self.known = key, load_prior(key[0], key[1], direct=direct)
+                known = self.known
+        return known[1]
 
     def start(self,
         prompt,          # what to make
@@ -139,9 +144,9 @@ class Session:
 
     def work(self, sign, prior, **options):
         "What the thread does"
-        folder = self.folder
+        folder, leave = self.folder, lambda: self.leave()            # a hook of its own: a thread that was turned away must not remove the next one's
         try:
-            atexit.register(self.leave)
+            atexit.register(leave)
             model = self.load(prior, options.get('direct', False))
             if not options.get('resume'): self.prompt = check_prompt(model, self.prompt)
             else: self.recall(folder)
@@ -152,7 +157,7 @@ class Session:
         except BaseException as e:
             if not isinstance(e, UserError): self.trouble = traceback.format_exc()
             self.become(sign, 'failed', sentence(e))
-        finally: atexit.unregister(self.leave)
+        finally: atexit.unregister(leave)
 
     def leave(self):
         "When Python ends, the run is stopped, so that not even the steps since the last checkpoint are lost"
@@ -173,7 +178,7 @@ class Session:
             self.rows, self.scores = [r for r in self.rows if r['step'] < step], [s for s in self.scores if s[0] < step]
         self.step, self.steps = step, steps
         self.rows.append(row)
-        self.clock = [c for c in self.clock[-500:] if now - c[0] < 10] + [(now, step)]
+        self.clock = [c for c in self.clock[-500:-2] if now - c[0] < 10] + self.clock[-2:] + [(now, step)]
         last, halt, seen = step == steps, self.sign.is_set(), self.picture
         if not halt:
             if last or self.wanted or now > self.due['draw']: self.look_on('draw', dream.scene, self.pace, self.share)
@@ -203,7 +208,8 @@ class Session:
 
     def mark(self, scene):
         "How well the pictures fit the sentence: the mean cosine over three sides"
-        with self.loading: self.judge = self.judge or load_judge()
+        if self.judge is None:
+            with self.loading: self.judge = load_judge()
         try: check_prompt(self.judge, self.prompt)
         except UserError: return                                    # the judge has never seen one of these words
         cosine = (self.judge.pictures(judged_pictures(scene, views=3)) @ self.judge.sentences([self.prompt]).T).mean().item()

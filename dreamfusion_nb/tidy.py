@@ -112,7 +112,7 @@ def decimate(
     mesh:Mesh,
     faces=10000, # triangles to be left, about
 )->Mesh:         # colours are those of the nearest old vertex
-    "Fewer triangles for the same surface"
+    "Fewer triangles for the same surface; a closed one is closed afterwards, an open one keeps its openings"
     if faces < 4: raise UserError(f'A closed surface needs at least 4 triangles, not {faces}.')
     if faces >= len(mesh.faces): return mesh
     try: from fast_simplification import simplify
@@ -120,7 +120,8 @@ def decimate(
     from scipy.spatial import KDTree
     vertices, triangles = simplify(mesh.vertices.numpy(), mesh.faces.numpy(), target_count=faces)
     nearest = torch.from_numpy(KDTree(mesh.vertices.numpy()).query(vertices)[1])
-    return mend(Mesh(torch.from_numpy(vertices).float(), torch.from_numpy(triangles.astype(np.int64)), mesh.colours[nearest], threshold=mesh.threshold))
+    lean = Mesh(torch.from_numpy(vertices).float(), torch.from_numpy(triangles.astype(np.int64)), mesh.colours[nearest], threshold=mesh.threshold)
+    return lean if len(open_edges(mesh)) else mend(lean)
 
 
 # %% ../nbs/B0_tidy.ipynb #b0t044

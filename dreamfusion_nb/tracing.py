@@ -108,7 +108,7 @@ def arranged(
         shift[0] = to_touch(joined(placed(a, 1., shift)), joined(b), 0, -1) + .02
     ends = [[torch.cat([reach(joined(a), i, side) + shift[i], reach(joined(b), i, side)]) for i in range(3)] for side in (-1, 1)]
     low, high = (torch.stack([getattr(e, f)() for e in half]) for half, f in zip(ends, ('min', 'max'))) # the box around both
-    scale = .97/min((high - low).norm().item()/2, .97/.6)
+    scale = .97/((high - low).norm().item()/2)
     return placed(placed(a, 1., shift) + b, scale, (-scale*(low + high)/2).tolist())
 
 # %% ../nbs/D4_tracing.ipynb #dd7f4e1c

@@ -148,6 +148,14 @@ def test_downloads_are_there_wherever_the_page_is(some, tmp_path):
     bare, _ = make_gallery(folder, tmp_path/'bare', copies=False)
     assert not any(addresses(bare).values())
 
+def test_a_link_to_a_file_elsewhere_is_offered_as_it_is(tmp_path):
+    run = write_run(tmp_path/'runs'/'one')
+    (run/'mesh.glb').rename(tmp_path/'elsewhere.glb')
+    (run/'mesh.glb').symlink_to(tmp_path/'elsewhere.glb')
+    page, _ = make_gallery(tmp_path/'runs')
+    (item,) = data_of(page)['items']
+    assert 'one/mesh.glb' in [address for _, address, _ in details(page, item)['links']]
+
 def test_names_of_any_kind(tmp_path):
     write_run(tmp_path/'a b #1?%', mesh=False)
     write_run(tmp_path/'Eine rote Tasse äöü 杯', mesh=False)

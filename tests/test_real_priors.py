@@ -2,7 +2,6 @@
 import errno, gc, json, shutil, sys, weakref
 from functools import partial
 from pathlib import Path
-import httpx
 import pytest
 import torch
 from dreamfusion_nb import borrowed, hub, real_priors, runs
@@ -463,7 +462,8 @@ def answer(error):
     from huggingface_hub import errors
     cls = getattr(errors, error)
     if not issubclass(cls, errors.HfHubHTTPError): return cls('no')
-    try: return cls('no', response=httpx.Response(404, request=httpx.Request('GET', 'https://huggingface.co/x/y')))
+    http = sys.modules.get('httpx2') or sys.modules['httpx']
+    try: return cls('no', response=http.Response(404, request=http.Request('GET', 'https://huggingface.co/x/y')))
     except TypeError: return cls('no')
 
 @pytest.mark.parametrize('error, message', [('GatedRepoError', 'accept its licence.*hf auth login'), ('RepositoryNotFoundError', 'did you mean stable-diffusion-v1-5/stable-diffusion-v1-5'),
@@ -514,6 +514,28 @@ def test_pickles_are_refused_before_anything_is_fetched(monkeypatch, saved):
                      snapshot_download=lambda *a, **k: pytest.fail('something was fetched')).items(): monkeypatch.setattr(huggingface_hub, k, v)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     with pytest.raises(UserError, match='unet of x/y is pickled'): load_prior('x/y')
+
+def test_pickles_of_parts_that_nobody_reads_are_no_reason(monkeypatch, saved):
+    import huggingface_hub
+    folder, fetched = saved('StableDiffusionPipeline'), []
+    files = [str(f.relative_to(folder)) for f in folder.rglob('*') if f.is_file()]
+    def snapshot(name, allow_patterns=None, **kwargs): fetched.extend(allow_patterns); return str(folder)
+    for k, v in dict(hf_hub_download=lambda *a, **k: str(folder/'model_index.json'), HfApi=Listing([*files, 'safety_checker/pytorch_model.bin']), snapshot_download=snapshot).items():
+        monkeypatch.setattr(huggingface_hub, k, v)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    monkeypatch.setattr('dreamfusion_nb.hub.parts_of', lambda index, real=hub.parts_of: real({**index, 'safety_checker': ['s', 'S']}))
+    load_prior('x/y')
+    assert UNET in fetched and not any('safety' in f for f in fetched)
+
+def test_what_is_in_the_cache_needs_no_line(monkeypatch, saved):
+    import huggingface_hub
+    folder, asked = saved('StableDiffusionPipeline'), []
+    class Down:
+        def list_repo_files(self, name): raise (sys.modules.get('httpx2') or sys.modules['httpx']).ConnectError('no route')
+    def snapshot(name, **options): asked.append(options); return str(folder)
+    for k, v in dict(hf_hub_download=lambda *a, **k: str(folder/'model_index.json'), HfApi=Down, snapshot_download=snapshot).items(): monkeypatch.setattr(huggingface_hub, k, v)
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
+    assert load_prior('x/y').name == 'x/y' and asked == [{'local_files_only': True}]
 
 def test_a_budget_that_is_too_small_is_not_tried_at_three_places(monkeypatch, saved):
     fetched = []

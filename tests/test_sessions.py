@@ -212,6 +212,40 @@ def test_time_left(session, monkeypatch):
         now[0] += .5
         session.watch(Made, dict(step=i))
     assert session.left == pytest.approx(450)
+    for i in range(101, 105):                                        # it gets slow: the last two steps count, however old they are
+        now[0] += 40
+        session.watch(Made, dict(step=i))
+    assert session.left == pytest.approx((Made.settings.steps - 104)*40)
+
+def test_who_is_turned_away_leaves_the_next_ones_hook(session, monkeypatch):
+    hooks, asked, go = [], threading.Event(), threading.Event()
+    monkeypatch.setattr(sessions.atexit, 'register', hooks.append)
+    monkeypatch.setattr(sessions.atexit, 'unregister', lambda hook: [hooks.remove(h) for h in hooks[:] if h == hook])
+    loaded = session.load
+    def slow(*a):
+        asked.set()
+        go.wait(600)
+        return loaded(*a)
+    monkeypatch.setattr(session, 'load', slow)
+    session.start('a red ball', **TINY)
+    first = session.worker
+    session.stop()                                                   # turned away while it waits for its prior
+    assert asked.wait(600) and len(hooks) == 1
+    monkeypatch.setattr(session, 'load', loaded)
+    hold = held(session, monkeypatch, 2)
+    assert session.start('a red ball', **TINY)
+    until(lambda: session.step == 2)
+    go.set()
+    first.join(600)
+    assert len(hooks) == 1
+    hold.set()
+    assert session.wait(600) == 'finished' and not hooks
+
+def test_scores_do_not_wait_for_a_prior_of_another_session(session, monkeypatch):
+    session.judge = sessions.load_judge()
+    with session.loading:                                            # as while another session reads its prior
+        assert session.start('a red ball', **TINY)
+        assert session.wait(600) == 'finished' and session.scores
 
 def test_steps_have_the_threads_of_the_command_line(session):
     seen = []

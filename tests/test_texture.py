@@ -55,6 +55,12 @@ def test_decimation_keeps_to_its_count(ball):
     assert decimate(ball, 10**6) is ball
     for n in (500, 100, 20): assert n - 3 < len(decimate(ball, n).faces) <= n
 
+def test_decimation_keeps_an_opening_that_is_meant(ball):
+    bowl = replace(ball, faces=ball.faces[(ball.vertices[ball.faces][..., 2] < .3).all(1)])
+    lean = decimate(bowl, 600)
+    rim = lean.vertices[open_edges(lean).unique()]
+    assert 300 < len(lean.faces) <= 600 and len(rim) > 8 and (rim[:, 2] > .2).all()
+
 def test_without_the_libraries(ball, monkeypatch):
     monkeypatch.setitem(sys.modules, 'fast_simplification', None)
     monkeypatch.setitem(sys.modules, 'xatlas', None)

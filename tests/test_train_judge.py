@@ -75,6 +75,13 @@ def test_true_of():
     assert not true(4, 1, tj.NONE, *rest, SILENT) and not true(3, 2, tj.NONE, *rest, SILENT) and not true(3, 1, 0, *rest, SILENT)
     assert not true(3, 1, tj.NONE, *rest, PHRASES.index('back')) and not true(3, 1, tj.NONE, 0, 5, 5, SILENT)
 
+def test_beside_is_true_both_ways():
+    on, beside = RELATIONS.index('on'), RELATIONS.index('next to')
+    shown = torch.tensor([[3, 1, tj.NONE, r, 5, 7, POSES.index('low back')] for r in (on, beside)])
+    def true(*said): return tj.true_of(shown, torch.tensor([said]))[:, 0].tolist()
+    assert true(5, 7, tj.NONE, beside, 3, 1, SILENT) == [False, True] and true(5, 7, tj.NONE, on, 3, 1, SILENT) == [False, False]
+    assert true(5, 1, tj.NONE, beside, 3, 7, SILENT) == [False, False] and true(3, 1, tj.NONE, on, 5, 7, SILENT) == [True, False]
+
 def test_twins_differ_in_little():
     g, said = seeded(0), [3, 1, tj.NONE, 0, 5, 7, PHRASES.index('low back')]
     twins = [tj.changed(said, g) for _ in range(200)]
