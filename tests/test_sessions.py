@@ -245,7 +245,7 @@ def test_scores_do_not_wait_for_a_prior_of_another_session(session, monkeypatch)
     session.judge = sessions.load_judge()
     with session.loading:                                            # as while another session reads its prior
         assert session.start('a red ball', **TINY)
-        assert session.wait(600) == 'finished' and session.scores
+        assert session.wait(60) == 'finished' and session.scores
 
 def test_steps_have_the_threads_of_the_command_line(session):
     seen = []
