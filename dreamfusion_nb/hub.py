@@ -239,6 +239,9 @@ def download(
         check(index)
         if constants.HF_HUB_OFFLINE: return Path(snapshot_download(name, local_files_only=True))
         try: files = HfApi().list_repo_files(name)
-        except cut_off(): return Path(snapshot_download(name, local_files_only=True))                # fetched earlier, perhaps
+        except cut_off():
+            folder = Path(snapshot_download(name, local_files_only=True))
+            if not all((folder/part).is_dir() for part in parts_of(index)): raise
+            return folder                                                                              # fetched earlier, all of it
         for part in parts_of(index): refuse_pickles([f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')], part, name)   # before gigabytes move
         return Path(snapshot_download(name, allow_patterns=wanted(files, index, half)))

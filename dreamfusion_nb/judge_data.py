@@ -126,7 +126,7 @@ def changed(
     if place == 2: new[2] = [*range(len(PATTERNS)), NONE][draw(len(PATTERNS) + 1)]
     elif place == 6: new[6] = draw(len(PHRASES) - 1)
     else: new[place] = draw({0: len(OBJECTS), 1: len(COLOURS), 3: len(RELATIONS), 4: len(OBJECTS), 5: len(COLOURS)}[place])
-    if place in (4, 5) and draw(2): new[0], new[1], new[4], new[5] = said[4], said[5], said[0], said[1]   # or the two change places
+    if place in (4, 5) and draw(2) and said[3] != RELATIONS.index('next to'): new[0], new[1], new[4], new[5] = said[4], said[5], said[0], said[1]   # or the two change places
     return new
 
 # %% ../nbs/D3_judge_data.ipynb #a6b00002

@@ -70,7 +70,7 @@ def step_if(
     optimiser,   # from `make_optimiser`
     fine:Tensor, # bool, (): whether to step; it is not read, so a GPU need not be waited for
 ):
-    "A step, or where the gradient is bad none: no parameter moves then"
+    "A step; none where the gradient is bad, so that no parameter moves"
     if optimiser.defaults.get('fused'):
         optimiser.found_inf = 1 - fine.float()
         optimiser.step()
@@ -108,7 +108,7 @@ class Ledger:
 
     @property
     def due(self)->bool:
-        "Whether it is time to look: at the first step, and at every so manieth"
+        "Whether it is time to look: at the first step, and at each `every`-th"
         return self.figures is None or self.waiting[-1][0] % self.every == 0
 
     def step(self, optimiser):
@@ -117,7 +117,7 @@ class Ledger:
         else: optimiser.step()
 
     def read(self)->tuple|None: # (step, why) of the first bad one, if there is one
-        "Look at all that waits: the one place where a GPU is waited for. After a bad one nothing waits any more, for whoever goes back to a checkpoint"
+        "Look at all that waits: the one place where a GPU is waited for. After a bad one all is cleared, so that a run can go back to a checkpoint and go on"
         if not self.waiting: return None
         looked = torch.stack([torch.cat([fine[None].float(), figures]) for _, _, fine, figures in self.waiting]).tolist()
         bad = next(((step, why) for (step, why, *_), (fine, *_) in zip(self.waiting, looked) if not fine), None)

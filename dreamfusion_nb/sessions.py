@@ -87,7 +87,7 @@ class Session:
         if known[0] != key:
             with self.loading:
                 if self.known[0] != key:
-                    self.known = None, None                             # the old one makes room first
+                    self.known = known = None, None                     # the old one makes room first
                     self.known = key, load_prior(key[0], key[1], direct=direct)
                 known = self.known
         return known[1]
@@ -144,10 +144,11 @@ class Session:
 
     def work(self, sign, prior, **options):
         "What the thread does"
-        folder, leave = self.folder, lambda: self.leave()            # a hook of its own: a thread that was turned away must not remove the next one's
+        folder, leave = self.folder, lambda: self.sign is sign and self.leave()   # a hook of its own: a thread that was turned away must not remove the next one's
         try:
             atexit.register(leave)
             model = self.load(prior, options.get('direct', False))
+            if sign.is_set(): return self.become(sign, 'stopped')               # turned away meanwhile: what the session holds is the next run's
             if not options.get('resume'): self.prompt = check_prompt(model, self.prompt)
             else: self.recall(folder)
             if self.become(sign, 'running'):

@@ -121,7 +121,9 @@ def decimate(
     vertices, triangles = simplify(mesh.vertices.numpy(), mesh.faces.numpy(), target_count=faces)
     nearest = torch.from_numpy(KDTree(mesh.vertices.numpy()).query(vertices)[1])
     lean = Mesh(torch.from_numpy(vertices).float(), torch.from_numpy(triangles.astype(np.int64)), mesh.colours[nearest], threshold=mesh.threshold)
-    return lean if len(open_edges(mesh)) else mend(lean)
+    e, n = half_edges(mesh.faces), len(mesh.vertices)
+    border = ~torch.isin(e[:, 1]*n + e[:, 0], e[:, 0]*n + e[:, 1])                  # edges with a triangle on one side only
+    return lean if border.any() else mend(lean)
 
 
 # %% ../nbs/B0_tidy.ipynb #b0t044

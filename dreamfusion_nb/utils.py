@@ -29,8 +29,8 @@ def out_of_memory(
     error:BaseException,
 )->bool:
     "Whether an exception says that the main memory or the GPU's is full"
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)): return True
-    return isinstance(error, RuntimeError) and any(s in str(error) for s in ('out of memory', "can't allocate memory", 'not enough memory'))
+    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)): return True
+    return isinstance(error, RuntimeError) and any(s in str(error).lower() for s in ('out of memory', "can't allocate memory", 'not enough memory'))
 
 # %% ../nbs/A3_utils.ipynb #a3dot002
 def dot(

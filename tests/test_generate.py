@@ -152,7 +152,7 @@ def test_every_option_takes_steps_and_matters(prior, changes):
 @pytest.mark.parametrize('optimiser', ['adan', 'shampoo'])
 def test_resume_is_exact_for_every_optimiser(prior, tmp_path, optimiser, field):
     pytest.importorskip('pytorch_optimizer')
-    settings = G.Settings(steps=14, sizes=((0., 8),), samples=8, field=field, optimiser=optimiser, lr=.01)   # Shampoo has roots from step 5 on
+    settings = G.Settings(steps=14, sizes=((0., 8),), samples=8, field=field, optimiser=optimiser, lr=.01)   # Shampoo uses its roots from step 5 on
     def new(): return G.Dream('a green cone', prior, settings, seed=2)
     straight, stopped = new(), new()
     for _ in straight: pass

@@ -527,7 +527,7 @@ def test_pickles_of_parts_that_nobody_reads_are_no_reason(monkeypatch, saved):
     load_prior('x/y')
     assert UNET in fetched and not any('safety' in f for f in fetched)
 
-def test_what_is_in_the_cache_needs_no_line(monkeypatch, saved):
+def test_what_is_in_the_cache_needs_no_line(monkeypatch, saved, tmp_path):
     import huggingface_hub
     folder, asked = saved('StableDiffusionPipeline'), []
     class Down:
@@ -536,6 +536,8 @@ def test_what_is_in_the_cache_needs_no_line(monkeypatch, saved):
     for k, v in dict(hf_hub_download=lambda *a, **k: str(folder/'model_index.json'), HfApi=Down, snapshot_download=snapshot).items(): monkeypatch.setattr(huggingface_hub, k, v)
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', False)
     assert load_prior('x/y').name == 'x/y' and asked == [{'local_files_only': True}]
+    monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda *a, **k: str(tmp_path))     # only the small file had come
+    with pytest.raises(UserError, match='cannot be reached'): load_prior('x/y')
 
 def test_a_budget_that_is_too_small_is_not_tried_at_three_places(monkeypatch, saved):
     fetched = []

@@ -1,5 +1,6 @@
 "A run in a thread: one at a time, stopped within a second, resumed to the last bit, and never lost by a look or a mistake"
-import errno, json, os, subprocess, sys, threading, time
+import errno, json, os, subprocess, sys, threading, time, weakref
+from types import SimpleNamespace
 import pytest, torch
 from dreamfusion_nb import __version__, readouts, runs, sessions
 from dreamfusion_nb.generate import Dream, Settings
@@ -104,7 +105,7 @@ def test_stop_while_the_prior_is_read(session, prior, monkeypatch):
     reading, go = threading.Event(), threading.Event()
     def slow(name, device, direct):
         reading.set()
-        go.wait(600)
+        go.wait(60)
         return prior
     monkeypatch.setattr(sessions, 'load_prior', slow)
     session.known = None, None
@@ -219,12 +220,11 @@ def test_time_left(session, monkeypatch):
 
 def test_who_is_turned_away_leaves_the_next_ones_hook(session, monkeypatch):
     hooks, asked, go = [], threading.Event(), threading.Event()
-    monkeypatch.setattr(sessions.atexit, 'register', hooks.append)
-    monkeypatch.setattr(sessions.atexit, 'unregister', lambda hook: [hooks.remove(h) for h in hooks[:] if h == hook])
+    monkeypatch.setattr(sessions, 'atexit', SimpleNamespace(register=hooks.append, unregister=lambda hook: [hooks.remove(h) for h in hooks[:] if h == hook]))
     loaded = session.load
     def slow(*a):
         asked.set()
-        go.wait(600)
+        go.wait(60)
         return loaded(*a)
     monkeypatch.setattr(session, 'load', slow)
     session.start('a red ball', **TINY)
@@ -241,11 +241,44 @@ def test_who_is_turned_away_leaves_the_next_ones_hook(session, monkeypatch):
     hold.set()
     assert session.wait(600) == 'finished' and not hooks
 
-def test_scores_do_not_wait_for_a_prior_of_another_session(session, monkeypatch):
+def test_the_old_prior_is_gone_before_the_new_one_is_read(session, monkeypatch):
+    class Model: pass
+    def read(name, *args, **kwargs):
+        assert name != 'two' or old() is None
+        return Model()
+    monkeypatch.setattr(sessions, 'load_prior', read)
+    old = weakref.ref(session.load('one'))
+    same = session.load('one') is old()
+    assert same
+    assert isinstance(session.load('two'), Model)
+
+def test_who_is_turned_away_leaves_the_next_run_alone(session, monkeypatch):
+    session.start('a red ball', **TINY)
+    until(lambda: session.step >= 2)
+    session.stop()
+    assert session.wait(600) == 'stopped'
+    asked, go, loaded = threading.Event(), threading.Event(), session.load
+    def slow(*a):
+        asked.set()
+        go.wait(60)
+        return loaded(*a)
+    monkeypatch.setattr(session, 'load', slow)
+    monkeypatch.setattr(session, 'recall', lambda *a: pytest.fail('it read its figures into the next run'))
+    assert session.resume()
+    assert asked.wait(600)
+    first = session.worker
+    session.stop()                                                   # turned away while it waits for its prior
+    monkeypatch.setattr(session, 'load', loaded)
+    assert session.start('a blue ball', **TINY)
+    go.set()
+    first.join(600)
+    assert session.wait(600) == 'finished' and session.prompt == 'a blue ball' and not session.trouble
+
+def test_scores_do_not_wait_for_a_prior_of_another_session_once_the_judge_is_there(session, monkeypatch):
     session.judge = sessions.load_judge()
     with session.loading:                                            # as while another session reads its prior
         assert session.start('a red ball', **TINY)
-        assert session.wait(60) == 'finished' and session.scores
+        assert session.wait(120) == 'finished' and session.scores
 
 def test_steps_have_the_threads_of_the_command_line(session):
     seen = []
