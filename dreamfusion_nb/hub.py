@@ -232,16 +232,18 @@ def download(
     check,     # called with the content of model_index.json; raises if nothing can be done with it
 )->Path:
     "The model's folder in the hub's own cache, fetched if need be"
-    from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
+    from huggingface_hub import HfApi, constants, errors, hf_hub_download, snapshot_download
     with hub_errors(name):
         try: index = json.loads(Path(hf_hub_download(name, 'model_index.json')).read_text())     # small, and whatever is wrong shows here
         except ValueError: raise UserError(f'The model_index.json of {name} is damaged: delete it from the cache of the hub ({constants.HF_HUB_CACHE}) and try again.') from None
         check(index)
-        if constants.HF_HUB_OFFLINE: return Path(snapshot_download(name, local_files_only=True))
-        try: files = HfApi().list_repo_files(name)
-        except cut_off():
+        def cached():
+            "What was fetched earlier, if that was all of it"
             folder = Path(snapshot_download(name, local_files_only=True))
-            if not all((folder/part).is_dir() for part in parts_of(index)): raise
-            return folder                                                                              # fetched earlier, all of it
+            if not all(any((folder/part).glob('*')) for part in parts_of(index)): raise errors.LocalEntryNotFoundError(f'{name} is not whole')
+            return folder
+        if constants.HF_HUB_OFFLINE: return cached()
+        try: files = HfApi().list_repo_files(name)
+        except cut_off(): return cached()
         for part in parts_of(index): refuse_pickles([f.split('/', 1)[1] for f in files if f.startswith(f'{part}/')], part, name)   # before gigabytes move
         return Path(snapshot_download(name, allow_patterns=wanted(files, index, half)))

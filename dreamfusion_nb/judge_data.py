@@ -117,7 +117,7 @@ def true_of(
 def changed(
     said:list,      # as for `sentence`
     generator=None, # torch.Generator
-)->list:            # the same, but for one thing
+)->list:            # nearly the same
     "A sentence that is nearly right: the hardest kind of wrong"
     g, new, single, bare = generator, list(said), said[3] == NONE, said[1] == OPEN
     def draw(m): return torch.randint(m, (), generator=g).item()

@@ -148,15 +148,16 @@ class Session:
         try:
             atexit.register(leave)
             model = self.load(prior, options.get('direct', False))
-            if sign.is_set(): return self.become(sign, 'stopped')               # turned away meanwhile: what the session holds is the next run's
-            if not options.get('resume'): self.prompt = check_prompt(model, self.prompt)
-            else: self.recall(folder)
+            with self.lock:                                                     # turned away meanwhile? Then what the session holds is the next run's
+                if sign.is_set(): return
+                if not options.get('resume'): self.prompt = check_prompt(model, self.prompt)
+                else: self.recall(folder)
             if self.become(sign, 'running'):
                 generate_run(self.prompt, folder.out, prior, self.seed, device=self.device, progress=False, model=model, stop=sign.is_set, watch=self.watch, **options)
                 self.become(sign, 'finished')
         except KeyboardInterrupt: self.become(sign, 'stopped')
         except BaseException as e:
-            if not isinstance(e, UserError): self.trouble = traceback.format_exc()
+            if not isinstance(e, UserError) and self.sign is sign: self.trouble = traceback.format_exc()
             self.become(sign, 'failed', sentence(e))
         finally: atexit.unregister(leave)
 

@@ -122,7 +122,7 @@ def decimate(
     nearest = torch.from_numpy(KDTree(mesh.vertices.numpy()).query(vertices)[1])
     lean = Mesh(torch.from_numpy(vertices).float(), torch.from_numpy(triangles.astype(np.int64)), mesh.colours[nearest], threshold=mesh.threshold)
     e, n = half_edges(mesh.faces), len(mesh.vertices)
-    border = ~torch.isin(e[:, 1]*n + e[:, 0], e[:, 0]*n + e[:, 1])                  # edges with a triangle on one side only
+    border = ~torch.isin(e[:, 1]*n + e[:, 0], e[:, 0]*n + e[:, 1])                  # edges with a triangle on one side only, if all are wound alike
     return lean if border.any() else mend(lean)
 
 

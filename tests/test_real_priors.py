@@ -538,6 +538,8 @@ def test_what_is_in_the_cache_needs_no_line(monkeypatch, saved, tmp_path):
     assert load_prior('x/y').name == 'x/y' and asked == [{'local_files_only': True}]
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda *a, **k: str(tmp_path))     # only the small file had come
     with pytest.raises(UserError, match='cannot be reached'): load_prior('x/y')
+    monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(UserError, match='cannot be reached'): load_prior('x/y')
 
 def test_a_budget_that_is_too_small_is_not_tried_at_three_places(monkeypatch, saved):
     fetched = []
