@@ -55,16 +55,13 @@ def as_environment(
     "A picture of the surroundings, whatever it comes as"
     import numpy as np
     from PIL import Image
-    if isinstance(source, bytes):
-        try: source = Image.open(io.BytesIO(source))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): raise UserError('The environment is no picture that can be read: give a PNG or a JPEG.') from None
+    if isinstance(source, bytes): source = io.BytesIO(source)
     if hasattr(source, 'convert'):
         try: source = np.array(source.convert('RGB'))                       # only now the pixels are read
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError): raise UserError('The picture of the environment is cut off or damaged.') from None
     if isinstance(source, np.ndarray):
         if source.ndim != 3: raise UserError(f'The environment must be (h, 2h, 3), got {source.shape}.')
         source = torch.from_numpy(source[..., :3].copy()).movedim(-1, 0)
-        source = source/255 if source.dtype == torch.uint8 else source.float()
     return read_environment(source)
 
 def picture_bytes(

@@ -110,13 +110,13 @@ def look_up(
 
 # %% ../nbs/C0_lights.ipynb #11s020
 def read_environment(
-    source,  # a picture file, or a tensor (3, h, 2h), of bytes or of floats; only floats can be brighter than 1
+    source,  # a picture file, by its path or open, or a tensor (3, h, 2h), of bytes or of floats; only floats can be brighter than 1
 )->Tensor:   # (3, h, 2h)
     "A picture of the whole sphere: +X in the middle, +Z to the right of it, +Y at the top"
     name = 'The environment'
     if isinstance(source, Tensor): picture = source/255 if source.dtype == torch.uint8 else source
     else:
-        name = str(source)
+        if not hasattr(source, 'read'): name = str(source)
         try:
             with Image.open(source) as f: picture = torch.from_numpy(np.array(f.convert('RGB'))).movedim(-1, 0)/255
         except FileNotFoundError: raise UserError(f'There is no picture {name}.') from None
