@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PARTY', 'PHRASES', 'FITS', 'IN_PAIRS', 'PATTERNED', 'World', 'kept', 'object_layers', 'some_pairs', 'pair_layers',
-           'traced_world', 'paper_word', 'mean_layers', 'random_caption', 'trained_colours', 'Drawn', 'single_pictures',
-           'pair_pictures', 'picture_batch', 'rivals']
+           'traced_world', 'paper_word', 'even_views', 'mean_layers', 'random_caption', 'trained_colours', 'Drawn',
+           'single_pictures', 'pair_pictures', 'picture_batch', 'rivals']
 
 # %% ../nbs/C2_pictures.ipynb #c2pi0003
 from dataclasses import dataclass
 from pathlib import Path
 import torch
 from torch import Tensor
+import torch.nn.functional as F
 import safetensors.torch
 from .cameras import POSES, VIEWS
 from .new_prior import PREFIXES
@@ -104,13 +105,20 @@ def paper_word(
 
 FITS = torch.tensor([[phrase in (pose, '') or phrase == paper_word(pose) for phrase in PHRASES] for pose in POSES]) # which views a phrase fits, (poses, phrases)
 
+def even_views(
+    views:Tensor, # indices into `POSES`, (..., views)
+)->Tensor:        # how likely each is drawn, sums to 1, (..., views)
+    "Each of `POSES` equally likely, however few of the views show it"
+    there = F.one_hot(views, len(POSES)).sum(-2)                           # how many of each, (..., poses)
+    return 1/(there.gather(-1, views)*(there > 0).sum(-1, keepdim=True))
+
 def mean_layers(
     layers:Tensor, # of single objects, (objects, views, 8, 64, 64) uint8
     views:Tensor,  # indices into `POSES`, (objects, views)
 )->Tensor:         # (objects + 1, phrases, 8, 64, 64) in [0, 255]; 0 where there is no view
     "What an object, and at last all of them together, looks like on average in the views that each of `PHRASES` fits"
-    seen = FITS.float()[views]                                             # (objects, per_object, phrases)
-    share = seen/seen.sum(1, keepdim=True).clamp(min=1)
+    seen = FITS.float()[views]*even_views(views)[..., None]                # (objects, per_object, phrases)
+    share = seen/seen.sum(1, keepdim=True).clamp(min=1e-6)
     means = torch.stack([(s.T @ l.flatten(1).float()).unflatten(1, l.shape[1:]) for s, l in zip(share, layers)])
     return torch.cat([means, means.mean(0, keepdim=True)])
 
@@ -166,7 +174,8 @@ def single_pictures(
     g, names, hues, rgb = generator, list(OBJECTS), list(COLOURS), torch.tensor(list(COLOURS.values()))
     allowed = trained_colours().nonzero()
     k, c = allowed[torch.randint(len(allowed), (n,), generator=g)].unbind(-1)
-    i, marks, some = torch.randint(world.layers.shape[1], (n,), generator=g), torch.randint(len(PATTERNS), (n,), generator=g), torch.rand(n, generator=g) < PATTERNED
+    i = torch.multinomial(even_views(world.views)[k], 1, generator=g)[:, 0]
+    marks, some = torch.randint(len(PATTERNS), (n,), generator=g), torch.rand(n, generator=g) < PATTERNED
     pattern = [PATTERNS[m] if s and not held_out(names[a], PATTERNS[m]) else None for a, m, s in zip(k, marks, some)]
     plain = torch.tensor([p is None for p in pattern], dtype=torch.bool)[:, None]
     colour, background = (rgb[c] + .03*torch.randn(n, 3, generator=g)).clamp(0, 1), sample_backgrounds(n, g)
@@ -227,7 +236,7 @@ def rivals(
     n = len(drawn.thing)
     u, backgrounds = torch.rand(n, many - 1, generator=generator)[rows], sample_backgrounds(n*many, generator).view(n, many, 3)[rows]
     thing = drawn.thing[rows]
-    fit = FITS[world.views[thing], drawn.phrase[rows, None]].float().cumsum(1)                                       # (r, views), rises by 1 at each that fits
+    fit = (FITS[world.views[thing], drawn.phrase[rows, None]]*even_views(world.views[thing]).double()).cumsum(1)   # (r, views), rises at each that fits
     view = torch.cat([drawn.view[rows, None], torch.searchsorted(fit, u*fit[:, -1:], right=True)], 1)                # (r, many)
     backgrounds[:, 0] = drawn.background[rows]
     backgrounds = torch.where(fresh[:, None, None], backgrounds, drawn.background[rows, None])

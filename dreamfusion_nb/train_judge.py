@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['NAMES', 'COLOURED', 'naming_loss', 'judge_rate', 'JudgeTraining', 'train_judge', 'main', 'Answers', 'that_show',
-           'shares', 'read_colour', 'judge_accuracy', 'confusions', 'painted_accuracy', 'BARE', 'NONE', 'OPEN', 'PAIRS',
-           'PATTERNED', 'changed', 'drawn_views', 'fresh_pictures', 'judge_batch', 'judge_lamps', 'judge_layers',
-           'judge_views', 'moved', 'sentence', 'true_of', 'matching_loss', 'new_judge']
+           'shares', 'read_colour', 'judge_accuracy', 'by_height', 'confusions', 'painted_accuracy', 'BARE', 'NONE',
+           'OPEN', 'PAIRS', 'PATTERNED', 'changed', 'drawn_views', 'fresh_pictures', 'judge_batch', 'judge_lamps',
+           'judge_layers', 'judge_views', 'moved', 'sentence', 'true_of', 'matching_loss', 'new_judge']
 
 # %% ../nbs/A6_train_judge.ipynb #a6c00004
 import argparse, copy, json, math, time
@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 import torch.nn.functional as F
 import safetensors.torch
-from .cameras import POSES
+from .cameras import POSES, SIDES, pose_index
 from .judge_data import (BARE, NONE, OPEN, PAIRS, PATTERNED, changed, drawn_views, fresh_pictures, judge_batch, judge_lamps, judge_layers, judge_views, moved,
                                        sentence, true_of)
 from .judges import Judge, load_judge, matching_loss, new_judge, picture_vectors, sentence_vectors
 from .new_prior import new_tokenizer
 from .pictures import World
 from .prior import sample
-from .shapeworld import COLOURS, OBJECTS, article, caption, compose, held_out, sample_backgrounds
+from .shapeworld import COLOURS, OBJECTS, article, caption, compose, held_out, sample_backgrounds, sample_world_cameras
 from .utils import UserError, seeded, write_atomic
 
 # %% ../nbs/A6_train_judge.ipynb #a6c0000a
@@ -187,6 +187,7 @@ class Answers:
     shown:Tensor    # object and colour of each, indices; the colour of a white one is `OPEN`, (n, 2)
     said:Tensor     # what the judge read, (n, 2)
     own:Tensor|None = None # share of the object's pixels that have the colour of its sentence, (n,); None: nobody knows
+    views:Tensor|None = None # indices into `POSES`, (n,); None: nobody knows
 
 def that_show(
     answers:Answers,
@@ -194,7 +195,7 @@ def that_show(
 )->Answers:
     "Those of the pictures in which the colour of the sentence can be seen"
     keep = answers.own >= least
-    return Answers(*(value[keep] for value in vars(answers).values()))
+    return Answers(*(None if value is None else value[keep] for value in vars(answers).values()))
 
 def shares(
     answers:Answers,
@@ -223,16 +224,24 @@ def judge_accuracy(
     "Let a judge pick one of all sentences for fresh pictures, lit from near the camera"
     rgb, plain, g, parts = torch.tensor(list(COLOURS.values())), judge.sentences(NAMES).T, seeded(seed), []
     for k, name in enumerate(OBJECTS):
-        layers = judge_views(name, per_object, 5_000_000 + 1000*seed + k, supersample=2, elsewhere=0.)['layers']
+        drawn = judge_views(name, per_object, 5_000_000 + 1000*seed + k, supersample=2, elsewhere=0.)
+        layers, views = drawn['layers'], drawn['views']
         colour, many = torch.arange(len(rgb)).repeat(per_object), layers.repeat_interleave(len(rgb), 0)
         own = ((layers[:, 0] > 0).sum((1, 2))/(layers[:, 4] > 0).sum((1, 2))).repeat_interleave(len(rgb))
         pictures = compose(many[:, :8], rgb[colour], sample_backgrounds(len(many), g)).clamp(0, 1)
-        parts.append((pictures, torch.stack([torch.full_like(colour, k), colour], -1), read_colour(judge, pictures), own))
+        parts.append((pictures, torch.stack([torch.full_like(colour, k), colour], -1), read_colour(judge, pictures), own, views.repeat_interleave(len(rgb))))
         white = (layers[:, 8:] + (255 - layers[:, 4:5])*.25).expand(-1, 3, -1, -1)/255
         said = (judge.pictures(white) @ plain).argmax(-1)
-        parts.append((white, torch.tensor([[k, OPEN]]*per_object), torch.stack([said, torch.full_like(said, OPEN)], -1), torch.ones(per_object)))   # a white one is not asked for a colour
+        parts.append((white, torch.tensor([[k, OPEN]]*per_object), torch.stack([said, torch.full_like(said, OPEN)], -1), torch.ones(per_object), views))   # a white one is not asked for a colour
     answers = that_show(Answers(*(torch.cat(p) for p in zip(*parts))), least)
     return shares(answers), answers
+
+def by_height(
+    answers:Answers, # with `views`
+)->dict[str, float]: # for each of the three heights of `POSES`
+    "Share read right in object and colour, by how high the camera was; white pictures do not count"
+    right, coloured, height = (answers.said == answers.shown).all(-1), answers.shown[:, 1] != OPEN, answers.views // len(SIDES)
+    return {name: right[coloured & (height == i)].float().mean().item() for i, name in enumerate(dict.fromkeys(pose.split()[0] for pose in POSES))}
 
 def confusions(
     answers:Answers,
@@ -256,9 +265,10 @@ def painted_accuracy(
 )->tuple[dict, Answers]:     # from `shares`, and all answers
     "Let a judge pick one of all sentences for what a prior paints; nothing is painted white, so `textureless` is not a number"
     g, parts = seeded(seed), []
-    view = torch.randint(len(POSES), (len(COLOURED),), generator=g)
+    cameras = sample_world_cameras(len(COLOURED), g)
+    view = pose_index(cameras.azimuth, cameras.elevation)
     for i in torch.arange(0, len(COLOURED), every).split(batch):
         pictures = sample(prior, [f'{COLOURED[j]}, {POSES[view[j]]} view' for j in i.tolist()], guidance, steps, generator=g, fresh=fresh, early=early)
         parts.append((pictures, torch.stack([i // len(COLOURS), i % len(COLOURS)], -1), read_colour(judge, pictures)))
-    answers = Answers(*(torch.cat(p) for p in zip(*parts)))
+    answers = Answers(*(torch.cat(p) for p in zip(*parts)), views=view[::every])
     return shares(answers), answers

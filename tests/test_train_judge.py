@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from dreamfusion_nb import train_judge as tj
-from dreamfusion_nb.cameras import POSES
+from dreamfusion_nb.cameras import POSES, SIDES
 from dreamfusion_nb.evaluate import load_judge, meaning, plain, sentence_vectors
 from dreamfusion_nb.shapeworld import COLOURS, OBJECTS, PATTERNS, RELATIONS, sample_world_cameras
 from dreamfusion_nb.train_prior import PHRASES, World, new_tokenizer, some_pairs
@@ -165,7 +165,7 @@ def test_accuracy_and_confusions(monkeypatch, world):
     class Stubborn:
         def pictures(self, x): return torch.ones(len(x), 1)
         def sentences(self, said): return torch.tensor([[1. if s in ('a red mug', 'a mug') else 0.] for s in said])
-    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': world.layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1)})
+    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': world.layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1), 'views': torch.zeros(n, dtype=torch.int64)})
     found, answers = tj.judge_accuracy(Stubborn(), per_object=1)
     assert found['textureless'] == pytest.approx(1/len(OBJECTS)) and found['pictures'] == len(OBJECTS)*(len(COLOURS) + 1) == len(answers.said)
     both = tj.held_out('mug', 'red')
@@ -180,7 +180,7 @@ def test_views_that_do_not_show_their_colour_can_be_left_out(monkeypatch, world)
     layers, mug = world.layers.clone(), list(OBJECTS).index('mug')
     layers[mug, :, 0] = 0
     layers[0, :, 0, :, :32] = 0                                            # half of it is enough
-    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1)})
+    monkeypatch.setattr(tj, 'judge_views', lambda name, n, seed, **kw: {'layers': layers[list(OBJECTS).index(name)].expand(n, -1, -1, -1), 'views': torch.zeros(n, dtype=torch.int64)})
     _, every = tj.judge_accuracy(Stubborn(), per_object=1)
     found, shown = tj.judge_accuracy(Stubborn(), per_object=1, least=.05)
     assert len(every.own) == len(OBJECTS)*(len(COLOURS) + 1) and found['pictures'] == len(every.own) - len(COLOURS)
@@ -201,9 +201,19 @@ def test_painted_accuracy(monkeypatch):
     found, answers = tj.painted_accuracy(Reader(), None, every=5)
     assert found['trained']['both'] == found['held-out']['both'] == 1 and found['pictures'] == len(answers.shown) == 87
     assert all(p.endswith(' view') and p.split(', ')[1].removesuffix(' view') in POSES for p in asked) and len({p.split(', ')[1] for p in asked}) > 12
+    assert [f'{POSES[v]} view' for v in answers.views] == [p.split(', ')[1] for p in asked]
     monkeypatch.setattr(tj, 'sample', lambda *args, **kw: torch.zeros(len(args[1]), 3, 64, 64))    # always paints the first
     found, _ = tj.painted_accuracy(Reader(), None)
     assert found['pictures'] == 432 and 0 < found['trained']['object'] < .05
+    _, answers = tj.painted_accuracy(Reader(), None)
+    overhead = (answers.views >= 2*len(SIDES)).float().mean()
+    assert abs(overhead - .19) < 4*(.19*.81/432)**.5                       # as often from above as the world's own cameras look
+
+def test_by_height():
+    shown = torch.tensor([[1, 2], [3, 4], [5, 6], [7, 8], [1, tj.OPEN]])
+    said = torch.tensor([[1, 2], [3, 5], [5, 6], [7, 8], [2, tj.OPEN]])    # one colour wrong; the white one does not count
+    views = torch.tensor([POSES.index(p) for p in ('low front', 'overhead back', 'overhead front', 'high left side', 'low back')])
+    assert tj.by_height(tj.Answers(torch.zeros(5, 3, 8, 8), shown, said, views=views)) == {'low': 1, 'high': 1, 'overhead': .5}
 
 def test_the_command_hands_on_its_views(monkeypatch):
     told = {}
