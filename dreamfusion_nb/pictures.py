@@ -174,7 +174,7 @@ def single_pictures(
     g, names, hues, rgb = generator, list(OBJECTS), list(COLOURS), torch.tensor(list(COLOURS.values()))
     allowed = trained_colours().nonzero()
     k, c = allowed[torch.randint(len(allowed), (n,), generator=g)].unbind(-1)
-    i = torch.multinomial(even_views(world.views)[k], 1, generator=g)[:, 0]
+    i = torch.multinomial(even_views(world.views[k]), 1, generator=g)[:, 0]
     marks, some = torch.randint(len(PATTERNS), (n,), generator=g), torch.rand(n, generator=g) < PATTERNED
     pattern = [PATTERNS[m] if s and not held_out(names[a], PATTERNS[m]) else None for a, m, s in zip(k, marks, some)]
     plain = torch.tensor([p is None for p in pattern], dtype=torch.bool)[:, None]
