@@ -151,14 +151,14 @@ def fresh_pictures(
     "Colours, backgrounds, place and sharpness drawn anew"
     n, g, bare = len(layers), generator, bare[:, None, None, None]
     def uniform(low, high): return low + (high - low)*torch.rand(n, 1, 1, 1, generator=g)
-    colour, tone = ((c + .04*torch.randn(n, 3, generator=g)).clamp(0, 1) for c in (colour, tone))
+    colour, tone = ((c + uniform(-.02, .06).clamp(min=0)[:, :, 0, 0]*torch.randn(n, 3, generator=g)).clamp(0, 1) for c in (colour, tone))   # one in four is exact
     coloured, white = compose(layers[:, :8], colour, torch.zeros(n, 3), tone, pattern), layers[:, 8:].expand(-1, 3, -1, -1)/255*uniform(.75, 1.05)
     seen = moved(torch.cat([torch.where(bare, white, coloured), layers[:, 4:5]/255], 1), g)
     background = torch.where(bare, uniform(.1, .6), sample_backgrounds(n, g)[..., None, None])
     pictures = seen[:, :3] + (1 - seen[:, 3:])*background
     soft = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), 'replicate'), 3, 1)
     pictures = pictures.lerp(soft, uniform(-.25, 1.).clamp(min=0))         # one in five stays sharp
-    return (pictures + uniform(0, .03)*torch.randn(pictures.shape, generator=g)).clamp(0, 1)
+    return (pictures + uniform(-.01, .03).clamp(min=0)*torch.randn(pictures.shape, generator=g)).clamp(0, 1)   # one in four is without noise
 
 # %% ../nbs/D3_judge_data.ipynb #a6b00003
 ALIKE = 'gray', 'white'               # they differ in brightness alone
