@@ -102,6 +102,24 @@ def test_batch(world):
     assert (grey.mean((2, 3)) - grey.mean((1, 2, 3))[:, None]).abs().max() < .01           # white on grey has no colour
     assert torch.equal(pictures, tj.judge_batch(world, 96, seed=1)[0]) and not torch.equal(pictures, tj.judge_batch(world, 96, seed=2)[0])
 
+def test_gray_and_white_are_in_every_batch(world):
+    hues, alike = list(COLOURS), {'gray', 'white'}
+    for seed in range(5):
+        _, shown, bare = tj.drawn_views(world, 200, 14, 6, seeded(seed))
+        drawn = {hues[c] for c in shown[:, 1].tolist()}
+        assert alike <= drawn and len(drawn) == 6
+    assert {hues[c] for c in tj.drawn_views(world, 200, 14, 1, seeded(0))[1][:, 1].tolist()} <= alike
+
+def test_some_pictures_are_of_exactly_the_named_colour():
+    "Else only white objects would be neutral, and a neutral gray would be taken for white"
+    sheet, red = torch.zeros(300, 9, 64, 64, dtype=torch.uint8), torch.tensor(COLOURS['red']).expand(300, 3)
+    sheet[:, [0, 4]] = 255
+    none = torch.zeros(300, dtype=torch.bool)
+    seen = tj.fresh_pictures(sheet, red, red, torch.zeros(300, dtype=torch.int64), none, seeded(0))[:, :, 24:40, 24:40]
+    even, off = seen.std((2, 3)).amax(1) < 1e-6, (seen.mean((2, 3)) - red).abs().amax(1)
+    assert .15 < even.float().mean() < .35 and .1 < (off[even] < 1e-5).float().mean() < .4
+    assert (off > .02).float().mean() > .3                                                 # and most are only near it
+
 def test_matching_loss():
     n, m, own = 6, 12, torch.eye(6, 12, dtype=torch.bool)
     same, axes = F.normalize(torch.ones(m, 16), dim=-1), torch.eye(m, 16)
