@@ -172,11 +172,11 @@ def drawn_views(
     generator=None, # torch.Generator
 )->tuple[Tensor, Tensor, Tensor]: # layers (n, 9, 64, 64) uint8; what they show (n, 7); which are to be white, bool (n,)
     "Few objects in few colours, in all combinations; gray and white are always among the colours"
-    g, names, every_hue = generator, list(OBJECTS), list(COLOURS)
+    g, names = generator, list(OBJECTS)
     def draw(m): return torch.randint(m, (n,), generator=g)
     def chance(p): return torch.rand(n, generator=g) < p
-    some, hues = torch.randperm(len(names), generator=g)[:objects], torch.randperm(len(every_hue), generator=g).tolist()
-    hues = torch.tensor(sorted(hues, key=lambda h: every_hue[h] not in ALIKE)[:colours])     # a stable sort: the two that are alike come first
+    some, hues = torch.randperm(len(names), generator=g)[:objects], torch.randperm(len(COLOURS), generator=g).tolist()
+    hues = torch.tensor(sorted(hues, key=lambda h: list(COLOURS)[h] not in ALIKE)[:colours])     # a stable sort: the two that are alike come first
     paired, bare = chance(PAIRS), chance(BARE)
     every = torch.randperm(len(names)*(n//len(names) + 1), generator=g)[:n] % len(names)     # of white objects as many different ones as can be
     first = torch.where(bare, every, some[draw(objects)])
