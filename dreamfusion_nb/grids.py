@@ -21,8 +21,11 @@ def grid_lookup(
     "Trilinear interpolation between the eight nodes around each point"
     check_points(x)
     if volume.ndim != 5 or len(volume) != 1: raise UserError(f'A volume is (1, c, r, r, r), not {tuple(volume.shape)}.')
-    values = F.grid_sample(volume, x.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode='border')
-    return values[0, :, :, 0, 0].T.reshape(*x.shape[:-1], volume.shape[1])
+    points, threads = x.reshape(-1, 3), min(torch.get_num_threads(), 8) if volume.device.type == 'cpu' else 1
+    each = -(-len(points)//threads)                                     # a CPU reads each volume of a batch with one thread: the same volume once for each
+    shares = F.pad(points, (0, 0, 0, each*threads - len(points))).view(threads, each, 1, 1, 3)
+    values = F.grid_sample(volume.expand(threads, -1, -1, -1, -1), shares, align_corners=True, padding_mode='border')[..., 0, 0]
+    return values.transpose(0, 1).flatten(1)[:, :len(points)].T.reshape(*x.shape[:-1], volume.shape[1])
 
 # %% ../nbs/02_field.ipynb #02c031
 def interpolation(

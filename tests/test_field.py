@@ -92,6 +92,18 @@ def test_lookup_against_scipy():
     expected = np.stack([ndimage.map_coordinates(channel.numpy(), coordinates, order=1, mode='nearest') for channel in volume[0]], -1)
     assert torch.allclose(grid_lookup(volume, x), torch.from_numpy(expected), atol=1e-5)
 
+@pytest.mark.parametrize('threads', [1, 2, 3])
+@pytest.mark.parametrize('shape', [(7, 3), (2, 3, 3), (3,), (0, 3)])
+def test_lookup_shares_the_points_out_to_the_threads(monkeypatch, threads, shape):
+    volume, x, pushed = torch.randn(1, 4, 6, 6, 6, generator=seeded()), torch.rand(shape, generator=seeded())*2 - 1, []
+    def values(v): return F.grid_sample(v, x.reshape(1, -1, 1, 1, 3), align_corners=True, padding_mode='border')[0, :, :, 0, 0].T.reshape(*shape[:-1], 4)
+    monkeypatch.setattr(torch, 'get_num_threads', lambda: threads)
+    for read in (values, lambda v: grid_lookup(v, x)):
+        found = read(v := volume.clone().requires_grad_())
+        (found*torch.arange(4)).sum().backward()
+        pushed.append((found.detach(), v.grad))
+    assert torch.equal(pushed[0][0], pushed[1][0]) and torch.allclose(pushed[0][1], pushed[1][1], atol=1e-6)
+
 def test_lookup_outside_the_cube_takes_the_border():
     volume = torch.randn(1, 1, 3, 3, 3, generator=seeded())
     assert torch.equal(grid_lookup(volume, torch.tensor([[9., -9, 0]])), volume[:, :, 1, 0, 2])
